@@ -1,0 +1,92 @@
+"""The files of a cache directory: what stands where, and how a name or a directory is made durable.
+
+The layout is Glance's (``glance/image_cache/drivers/base.py``: images at the top, ``incomplete``,
+``invalid`` and ``queue`` below it), and ``.cachefs/`` for all that Glance has no place for. Knows
+paths only: no index, no policy.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_unique = itertools.count()
+
+
+class Layout:
+    """The paths of one cache directory. Making one touches nothing; :meth:`create` does."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.incomplete_dir = base / "incomplete"
+        self.invalid_dir = base / "invalid"
+        self.queue_dir = base / "queue"
+        self.private_dir = base / ".cachefs"
+        self.failed_dir = self.private_dir / "failed"
+        self.scratch_dir = self.private_dir / "scratch"
+        self.lock_file = self.private_dir / "lock"
+
+    def create(self) -> None:
+        """Make the directories that are missing; others may do so at the same time."""
+        for directory in (
+            self.incomplete_dir,
+            self.invalid_dir,
+            self.queue_dir,
+            self.failed_dir,
+            self.scratch_dir,
+        ):
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+    def image(self, image_id: str) -> Path:
+        """The published image."""
+        return self.base / image_id
+
+    def incomplete(self, image_id: str) -> Path:
+        """The image while it is being written."""
+        return self.incomplete_dir / image_id
+
+    def invalid(self, image_id: str) -> Path:
+        """The bytes of an image that failed verification."""
+        return self.invalid_dir / image_id
+
+    def queued(self, image_id: str) -> Path:
+        """The empty file that queues an image; its mtime is its place."""
+        return self.queue_dir / image_id
+
+    def failed(self, image_id: str) -> Path:
+        """The record of a failure, JSON; there are failures without bytes in ``invalid/``."""
+        return self.failed_dir / image_id
+
+    def write_atomically(self, path: Path, content: bytes) -> None:
+        """Replace *path* by *content*, so that every reader, also after a power loss, finds the old
+        bytes or the new, whole. *path* is on the cache directory's filesystem."""
+        scratch = self.scratch_dir / f"{os.getpid()}-{next(_unique)}"
+        try:
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.rename(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable (fsync(2): syncing a file does not sync its name)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def files_in(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Name and stat of each regular file there, in no order; one that vanishes meanwhile is left
+    out."""
+    with os.scandir(directory) as listing:
+        for item in listing:
+            with contextlib.suppress(FileNotFoundError):
+                if item.is_file(follow_symlinks=False):
+                    yield item.name, item.stat(follow_symlinks=False)

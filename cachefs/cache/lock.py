@@ -1,0 +1,90 @@
+"""Locks between threads and between processes: one for a cache directory, and one on each file in
+use.
+
+The directory's guards what must be seen whole: record and rename, remove and unlink, a reservation.
+It is never held while bytes move. A file's says that it is being read (shared) or written (owned).
+The kernel drops them with the process, so a crash leaves none behind."""
+
+import fcntl
+import os
+import struct
+import threading
+from pathlib import Path
+from types import TracebackType
+
+
+class DirectoryLock:
+    """A reentrant lock over threads and processes; a context manager. Waits without a limit."""
+
+    def __init__(self, path: Path) -> None:
+        self._threads = threading.RLock()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        try:
+            if self._depth == 0:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._depth += 1
+        except BaseException:
+            self._threads.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self) -> None:
+        """Give the descriptor back; the lock is not used after this."""
+        os.close(self._fd)
+
+
+def own(fd: int) -> None:
+    """Lock the whole file for writing or removing it; *fd* must be writable.
+
+    Raises BlockingIOError where anybody shares or owns it. Like all locks here it belongs to the
+    open file description (``F_OFD_SETLK``, fcntl(2)), so it is the same between two threads as
+    between two processes, and goes when the descriptor is closed."""
+    _set(fd, fcntl.F_WRLCK)
+
+
+def share(fd: int) -> None:
+    """Lock the whole file for reading, or turn ownership into sharing. Raises BlockingIOError where
+    somebody else owns it."""
+    _set(fd, fcntl.F_RDLCK)
+
+
+def is_held(path: Path) -> bool:
+    """Whether anybody, in this process or another, owns or shares the file; False where it is
+    missing.
+
+    Asks without locking (``F_OFD_GETLK``), so that nobody who locks just now is refused because of
+    it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        answer = fcntl.fcntl(
+            fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        )
+    finally:
+        os.close(fd)
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
+
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""``struct flock`` of 64-bit Linux (``asm-generic/fcntl.h``): type, whence, start, length, pid."""
+
+
+def _set(fd: int, kind: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))

@@ -1,0 +1,128 @@
+"""The queue and the failures of a cache directory: files that any process may add or remove.
+
+``queue/ID`` is an empty file whose mtime is its place, as Glance has it. A failure is a JSON record
+of ours, with the rejected bytes, if there were any, in ``invalid/ID``."""
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+
+from cachefs.cache.layout import Layout, files_in
+from cachefs.errors import InvalidImageIDError
+from cachefs.image import check_image_id
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image is invalid: *error* in words, *errno* for whoever opens it; *when* in
+    seconds."""
+
+    image_id: str
+    error: str
+    errno: int
+    when: float
+    size: int = 0
+    source: str | None = None
+
+
+class Queue:
+    """The IDs that wait to be fetched, oldest first. Durable, since each is a file."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._last_ns = 0
+
+    def __contains__(self, image_id: str) -> bool:
+        return self._layout.queued(image_id).exists()
+
+    def add(self, image_id: str) -> bool:
+        """Put the image at the end of the queue; False where it is queued already."""
+        path = self._layout.queued(image_id)
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+        except FileExistsError:
+            return False
+        try:
+            self._last_ns = max(time.time_ns(), self._last_ns + 1)
+            os.utime(fd, ns=(self._last_ns, self._last_ns))
+        finally:
+            os.close(fd)
+        return True
+
+    def discard(self, image_id: str) -> bool:
+        """Take the image out of the queue; False where it was not in it."""
+        try:
+            self._layout.queued(image_id).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def since(self, image_id: str) -> float | None:
+        """When the image was queued, in seconds since the epoch; None where it is not queued."""
+        try:
+            return self._layout.queued(image_id).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def ids(self) -> list[str]:
+        """The queued IDs in queue order. Files that can be no image are left alone, and left
+        out."""
+        waiting = []
+        for name, status in files_in(self._layout.queue_dir):
+            with contextlib.suppress(InvalidImageIDError):
+                waiting.append((status.st_mtime_ns, check_image_id(name)))
+        return [image_id for _, image_id in sorted(waiting)]
+
+    def changed(self) -> int:
+        """A number that differs once any process has added or removed an ID: the directory's
+        mtime."""
+        return self._layout.queue_dir.stat().st_mtime_ns
+
+
+class Failures:
+    """The images that failed, and why; they survive a restart."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def add(self, failure: Failure) -> None:
+        """Remember *failure*, instead of an earlier one of the same image."""
+        members = {name: getattr(failure, name) for name in failure.__slots__}
+        content = json.dumps(members, ensure_ascii=False).encode()
+        self._layout.write_atomically(self._layout.failed(failure.image_id), content)
+
+    def get(self, image_id: str) -> Failure | None:
+        """The failure of an image, or None. Bytes in ``invalid/`` without a record of ours,
+        Glance's for one, count as a failure whose reason nobody wrote down."""
+        try:
+            members = json.loads(self._layout.failed(image_id).read_bytes())
+            return Failure(**members)
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError):
+            return Failure(image_id, "the record of this failure is damaged", 5, 0.0)
+        try:
+            status = self._layout.invalid(image_id).stat()
+        except FileNotFoundError:
+            return None
+        return Failure(image_id, "failed verification", 5, status.st_mtime, status.st_size)
+
+    def discard(self, image_id: str) -> bool:
+        """Forget the failure and remove its bytes; False where there was none."""
+        known = False
+        for path in (self._layout.failed(image_id), self._layout.invalid(image_id)):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                known = True
+        return known
+
+    def ids(self) -> list[str]:
+        """The IDs that failed, sorted."""
+        names = set()
+        for directory in (self._layout.failed_dir, self._layout.invalid_dir):
+            for name, _ in files_in(directory):
+                with contextlib.suppress(InvalidImageIDError):
+                    names.add(check_image_id(name))
+        return sorted(names)

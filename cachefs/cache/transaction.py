@@ -1,0 +1,212 @@
+"""Writing one image: start, write, then commit, abort or reject. The one path by which anything is
+published.
+
+States of ``incomplete/ID``, and what a crash leaves in each:
+
+======== ================================================= ==================================
+state    on disk                                           mended at start by
+======== ================================================= ==================================
+open     the file, locked by its writer; its length is     the lock is gone with the writer:
+         the room that is reserved for it                  the file is removed
+synced   the same, all bytes durable                       the same
+recorded the same, and the index has the image             the record has no file: dropped
+renamed  ``ID``, recorded; the name perhaps not durable    name lost: record dropped;
+                                                           record lost: file adopted
+======== ================================================= ==================================
+
+INVARIANT: no name directly in the cache directory ever stands for bytes that were not verified and
+synced."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+from cachefs.cache.lock import own
+from cachefs.drivers import Entry
+from cachefs.errors import CacheFSError, ChecksumError, ImageBusyError, NoRoomError
+from cachefs.image import Digest
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+GROWTH = 64 * 2**20
+"""Bytes by which a reservation grows when the size of an image is not known beforehand."""
+
+
+class Owner(Protocol):
+    """What a transaction asks of the cache it writes into."""
+
+    def reserve(self, path: Path, fd: int, size: int) -> None:
+        """Make room and lengthen the file to *size* bytes, or raise NoRoomError."""
+
+    def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
+        """Record the synced file and rename it into place."""
+
+    def reject(self, image_id: str, path: Path, error: CacheFSError, source: str | None) -> None:
+        """Move the file to ``invalid/`` and remember why."""
+
+    def now(self) -> float:
+        """The cache's clock, in seconds."""
+
+
+class Transaction:
+    """One image being written. Made by ``Store.begin``; ends in exactly one of :meth:`commit`,
+    :meth:`abort` and :meth:`reject`, after which it is closed. As a context manager it aborts
+    unless it has ended. One thread appends; :attr:`fd` may be written by several at known
+    offsets."""
+
+    def __init__(self, owner: Owner, image_id: str, path: Path, fd: int, size: int | None) -> None:
+        self.image_id = image_id
+        self.path = path
+        self.fd = fd
+        self.size = size
+        self._owner = owner
+        self._reserved = size or 0
+        self._written = 0
+        self._open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append *data*. Raises NoRoomError when the image outgrows the cache, OSError as
+        write(2)."""
+        view = memoryview(data).cast("B")
+        end = self._written + len(view)
+        if self.size is not None and end > self.size:
+            raise NoRoomError(
+                f"image {self.image_id!r} is longer than the {self.size} bytes promised"
+            )
+        if end > self._reserved:
+            self._grow(end)
+        while view:
+            count = os.pwrite(self.fd, view, self._written)
+            self._written += count
+            view = view[count:]
+
+    def commit(
+        self,
+        *,
+        checksum: Digest | None = None,
+        verified: bool = False,
+        source: str | None = None,
+        hits: int = 0,
+    ) -> Entry:
+        """Publish the image with the digest that its bytes were found to have, and the hits it had
+        while it was incomplete.
+
+        Returns the record. After an error the transaction is still open, and nothing is published.
+        Raises ImageBusyError when the file was taken away meanwhile (``clean`` of another process).
+        """
+        size = self.size if self.size is not None else self._written
+        if self.size is None:
+            os.ftruncate(self.fd, size)
+        os.fsync(self.fd)
+        now = self._owner.now()
+        entry = Entry(
+            image_id=self.image_id,
+            size=size,
+            hits=hits,
+            last_accessed=now,
+            last_modified=now,
+            checksum=checksum_text(checksum),
+            fetched=now,
+            source=source,
+            verified=verified,
+        )
+        entry = self._owner.publish(entry, self.path, self.fd)
+        self._close()
+        return entry
+
+    def abort(self) -> None:
+        """Throw the bytes away. Nothing happens to a transaction that has ended."""
+        if self._open:
+            if _is_at(self.fd, self.path):  # else it was cleaned away, and is somebody else's now
+                self.path.unlink()
+            self._close()
+
+    def reject(self, error: CacheFSError, source: str | None = None) -> None:
+        """Put the bytes under ``invalid/`` with *error* as the reason."""
+        if self.size is None:
+            os.ftruncate(self.fd, self._written)
+        self._owner.reject(self.image_id, self.path, error, source)
+        self._close()
+
+    def _grow(self, end: int) -> None:
+        try:
+            self._owner.reserve(self.path, self.fd, max(end, self._reserved + GROWTH))
+            self._reserved = max(end, self._reserved + GROWTH)
+        except NoRoomError:
+            self._owner.reserve(self.path, self.fd, end)
+            self._reserved = end
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self.fd)
+
+
+class Hasher:
+    """Computes the digest that is promised, or *default* where none is, as bytes arrive in
+    order."""
+
+    def __init__(self, expected: Digest | None, default: str) -> None:
+        self._expected = expected
+        self._algorithm = expected.algorithm if expected else default
+        self._hash: _Hash = hashlib.new(self._algorithm, usedforsecurity=False)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a digest was promised."""
+        return self._expected is not None
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        self._hash.update(data)
+
+    def finish(self) -> Digest:
+        """The digest of all bytes. Raises ChecksumError where it is not the promised one."""
+        found = Digest(self._algorithm, self._hash.hexdigest())
+        if self._expected is not None and found != self._expected:
+            raise ChecksumError(f"checksum is {found}, expected {self._expected}")
+        return found
+
+
+def checksum_text(digest: Digest | None) -> str | None:
+    """A digest as records have it: bare hex where it is MD5, as in Glance, else ``ALGO:HEX``."""
+    if digest is None:
+        return None
+    return digest.hex if digest.algorithm == "md5" else str(digest)
+
+
+def open_incomplete(path: Path) -> int:
+    """Create and lock ``incomplete/ID``; the descriptor. Raises ImageBusyError while a writer
+    lives.
+
+    A file whose writer is gone is emptied and taken over at once: it must not block its image.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        try:
+            own(fd)
+            if not _is_at(fd, path):  # its last writer ended between our open and our lock
+                os.close(fd)
+                continue
+            os.ftruncate(fd, 0)
+        except BlockingIOError:
+            os.close(fd)
+            raise ImageBusyError(f"image {path.name!r} is being cached already") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,150 @@
+"""Every file of ``control/``, declared once.
+
+To add one, add an entry to :data:`TABLE`; its mode, its node, its row in the README and its round
+through the tests of all entries follow from it."""
+
+import json
+
+from cachefs.config import Amount, parse_seconds
+from cachefs.control.files import ControlFile, Lines, Text
+from cachefs.control.operator import Operator
+from cachefs.control.records import RecordDirectory, Records
+from cachefs.image import check_image_id
+from cachefs.vfs.inodes import CONTROL_INODE, FIRST_CONTROL_FILE_INODE, Room, Serials
+from cachefs.vfs.nodes import FixedDirectory, Node
+from cachefs.vfs.tree import Nodes
+
+Declaration = Text | Lines | Records
+
+
+def _clean(operator: Operator, text: str) -> None:
+    operator.clean(parse_seconds(text) if text and text[0].isdigit() else None)
+
+
+def _status(operator: Operator) -> str:
+    return json.dumps(operator.status(), indent=2, ensure_ascii=False) + "\n"
+
+
+TABLE: tuple[Declaration, ...] = (
+    Records(
+        "queue",
+        "Images waiting to be fetched.",
+        ids=Operator.queued,
+        record=Operator.queue_record,
+        create=Operator.enqueue,
+        remove=Operator.unqueue,
+        syntax="`touch ID` queues, `rm ID` unqueues, `cat ID` shows the record",
+    ),
+    Lines(
+        "enqueue",
+        "The queue, one ID per line, in order.",
+        show=lambda operator: "".join(f"{image_id}\n" for image_id in operator.queued()),
+        check=check_image_id,
+        store=Operator.enqueue_unless_there,
+        syntax="write IDs, one per line",
+    ),
+    Records(
+        "cached",
+        "Complete, verified images.",
+        page=Operator.cached_page,
+        record=Operator.cached_record,
+        remove=Operator.evict,
+        syntax="`cat ID` shows the record, `rm ID` evicts (EBUSY if pinned)",
+    ),
+    Records(
+        "incomplete",
+        "Images being fetched, with their progress.",
+        ids=Operator.incomplete,
+        record=Operator.incomplete_record,
+        remove=Operator.cancel,
+        syntax="`cat ID` shows progress, `rm ID` cancels",
+    ),
+    Records(
+        "invalid",
+        "Images that could not be had, and why.",
+        ids=Operator.invalid,
+        record=Operator.invalid_record,
+        remove=Operator.forget_failure,
+        syntax="`cat ID` shows the `error`, `rm ID` forgets it, `touch queue/ID` tries again",
+    ),
+    Records(
+        "pinned",
+        "Images that are never evicted.",
+        ids=Operator.pinned,
+        record=Operator.pinned_record,
+        create=Operator.pin,
+        remove=Operator.unpin,
+        syntax="`touch ID` pins a cached image, `rm ID` unpins",
+    ),
+    Text(
+        "prune",
+        "The last pruning: files and bytes dropped, JSON.",
+        show=lambda operator: operator.last("prune"),
+        store=lambda operator, _: operator.prune(),
+        syntax="write anything: evict what exceeds the limits, now",
+    ),
+    Text(
+        "clean",
+        "The last cleaning: invalid and stalled images removed, JSON.",
+        show=lambda operator: operator.last("clean"),
+        store=_clean,
+        syntax="write anything, or a stall time in seconds: remove invalid and stalled images, now",
+    ),
+    Text(
+        "max_size",
+        "Most bytes of images to keep; a hard limit.",
+        show=lambda operator: f"{operator.max_size}\n",
+        store=lambda operator, text: operator.set_max_size(Amount.parse(text)),
+        syntax="`512M`, `10G`, `10GiB`, `5%` of the filesystem",
+    ),
+    Text(
+        "min_free",
+        "Bytes to leave free on the cache's filesystem.",
+        show=lambda operator: f"{operator.min_free}\n",
+        store=lambda operator, text: operator.set_min_free(Amount.parse(text)),
+        syntax="`512M`, `10G`, `10GiB`, `5%` of the filesystem",
+    ),
+    Text(
+        "stall_time",
+        "Seconds after which a partial file that nobody writes is removed.",
+        show=lambda operator: f"{operator.stall_time:g}\n",
+        store=lambda operator, text: operator.set_stall_time(parse_seconds(text)),
+        syntax="`86400`, `90s`, `1h`, `1d`",
+    ),
+    Text(
+        "size",
+        "Bytes cached.",
+        show=lambda operator: f"{operator.size()}\n",
+    ),
+    Text(
+        "status",
+        "Totals, limits, tasks, source health and transport, one JSON document.",
+        show=_status,
+    ),
+)
+
+
+def build(
+    operator: Operator, serials: Serials, gid: int | None
+) -> tuple[FixedDirectory, list[Node], dict[int, Nodes]]:
+    """The directory ``control/``, its fixed nodes, and the rooms of its record directories.
+
+    With *gid* the group may write what the owner may.
+    """
+    directory = FixedDirectory(CONTROL_INODE)
+    nodes: list[Node] = [directory]
+    rooms: dict[int, Nodes] = {}
+    for number, declared in enumerate(TABLE):
+        inode = FIRST_CONTROL_FILE_INODE + number
+        node: Node
+        if isinstance(declared, Records):
+            room = Room.RECORD + len(rooms)
+            node = RecordDirectory(
+                declared, operator, inode=inode, room=room, serials=serials, gid=gid
+            )
+            rooms[room] = Nodes(node.find, node.names.forget)
+        else:
+            node = ControlFile(declared, operator, inode, gid)
+        directory.add(declared.name, node)
+        nodes.append(node)
+    return directory, nodes, rooms

@@ -1,0 +1,127 @@
+"""An image's record as extended attributes of its file: names, formats, reading and writing.
+
+Owns the formats, and takes whatever it finds: anybody may write an attribute, so one that makes no
+sense counts as missing. Knows nothing of directories and indexes.
+"""
+
+import errno
+import math
+import os
+from pathlib import Path
+
+import xattr
+
+from cachefs.drivers.base import Entry
+
+HITS = "user.hits"
+"""ASCII decimal on the file itself, as ``glance.image_cache.drivers.xattr`` writes it."""
+INODE = "user.cachefs.inode"
+PINNED = "user.cachefs.pinned"
+FETCHED = "user.cachefs.fetched"
+SOURCE = "user.cachefs.source"
+CHECKSUM = "user.cachefs.checksum"
+VERIFIED = "user.cachefs.verified"
+
+SOURCE_BYTES = 1024
+"""A longer source is cut: ext4 has one block, 4 KiB, for all attributes of a file."""
+
+MAX_INODE = 2**62
+"""A greater number in an attribute is garbage."""
+
+
+def read(path: Path, name: str) -> str | None:
+    """The attribute's text, or None where the file has no such attribute."""
+    try:
+        value: bytes = xattr.getxattr(os.fspath(path), name)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+    return value.decode(errors="replace")
+
+
+def write(path: Path, name: str, text: str) -> None:
+    """Set the attribute; an empty text removes it."""
+    if text:
+        xattr.setxattr(os.fspath(path), name, text.encode())
+        return
+    try:
+        xattr.removexattr(os.fspath(path), name)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+
+
+def create(path: Path, name: str, text: str) -> bool:
+    """Set the attribute if the file has none of the name; False where it has."""
+    try:
+        xattr.setxattr(os.fspath(path), name, text.encode(), options=xattr.XATTR_CREATE)
+    except FileExistsError:
+        return False
+    return True
+
+
+def read_entry(path: Path, found: os.stat_result) -> Entry:
+    """The record on the file *path*, whose inode is *found*; number 0 where it has none yet."""
+    texts = {name: read(path, name) for name in xattr.listxattr(os.fspath(path)) if name in _TEXTS}
+    return Entry(
+        path.name,
+        found.st_size,
+        hits=decimal(texts.get(HITS)),
+        last_accessed=found.st_atime,
+        last_modified=found.st_mtime,
+        checksum=texts.get(CHECKSUM),
+        pinned=PINNED in texts,
+        fetched=_time(texts.get(FETCHED)),
+        source=texts.get(SOURCE),
+        verified=VERIFIED in texts,
+        inode=inode_number(texts.get(INODE)),
+    )
+
+
+def write_entry(path: Path, entry: Entry) -> None:
+    """Put the record on the file *path*; a last_modified of 0 leaves the file's mtime."""
+    source = (entry.source or "").encode()[:SOURCE_BYTES].decode(errors="ignore")
+    for name, text in (
+        (HITS, str(entry.hits)),
+        (PINNED, "1" if entry.pinned else ""),
+        (FETCHED, "" if entry.fetched is None else repr(entry.fetched)),
+        (SOURCE, source),
+        (CHECKSUM, entry.checksum or ""),
+        (VERIFIED, "1" if entry.verified else ""),
+        (INODE, str(entry.inode)),
+    ):
+        write(path, name, text)
+    modified_ns = to_ns(entry.last_modified) or path.stat().st_mtime_ns
+    os.utime(path, ns=(to_ns(entry.last_accessed), modified_ns))
+
+
+def decimal(text: str | None) -> int:
+    """A number of at most 18 ASCII digits; 0 for anything else."""
+    if text is None or len(text) > 18 or not (text.isascii() and text.isdigit()):
+        return 0
+    return int(text)
+
+
+def inode_number(text: str | None) -> int:
+    """The number in :data:`INODE`, or 0 where it is none."""
+    number = decimal(text)
+    return number if number < MAX_INODE else 0
+
+
+def to_ns(seconds: float) -> int:
+    """Whole nanoseconds, from which the filesystem gives back the very same float: multiplying the
+    whole by 1e9 would round it to 256 ns."""
+    whole = math.floor(seconds)
+    return whole * 10**9 + round((seconds - whole) * 1e9)
+
+
+def _time(text: str | None) -> float | None:
+    try:
+        seconds = float(text or "nan")
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+_TEXTS = frozenset({HITS, INODE, PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED})

@@ -1,0 +1,103 @@
+"""The contract of a driver: the index of the cached images of one cache directory.
+
+A driver records; it decides nothing. It owns no bytes either: publishing and unlinking files is
+:mod:`cachefs.cache`'s, which calls :meth:`Driver.put` before the rename and :meth:`Driver.remove`
+before the unlink, both under the cache's lock.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cached image in the index. Sizes are bytes, times seconds since the epoch.
+
+    *inode* is the number by which the mount knows this publication of the image: assigned by the
+    driver at :meth:`Driver.put`, never used twice in the life of the cache directory, so an image
+    evicted and fetched again has another one. 0 in an entry that is yet to be put.
+    """
+
+    image_id: str
+    size: int
+    hits: int = 0
+    last_accessed: float = 0.0
+    last_modified: float = 0.0
+    checksum: str | None = None
+    pinned: bool = False
+    fetched: float | None = None
+    source: str | None = None
+    verified: bool = False
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many images the index holds, and the sum of their sizes in bytes."""
+
+    images: int
+    size: int
+
+
+class Driver(Protocol):
+    """An index of cached images.
+
+    Every method may be called from any thread, and other processes may use the same directory:
+    what they put, hit or remove is seen by the next call. Every method but :meth:`configure`,
+    :meth:`reconcile` and :meth:`entries` costs at most a logarithm of the number of images.
+    """
+
+    name: ClassVar[str]
+
+    def configure(self) -> None:
+        """Make the index ready. Raises :class:`cachefs.errors.DriverError` where it cannot work;
+        then nothing is left behind in the directory, and another driver may be configured."""
+
+    def close(self) -> None:
+        """Let go of files and memory; the driver is not used after this."""
+
+    def reconcile(self) -> tuple[int, int]:
+        """Bring files and index together: adopt each image file without a record (times from the
+        file), drop each record without a file. Reads the directory once. Called under the cache's
+        lock. Returns the numbers (adopted, dropped)."""
+
+    def get(self, image_id: str) -> Entry | None:
+        """The image's record, or None."""
+
+    def by_inode(self, inode: int) -> Entry | None:
+        """The record that has this inode number, or None."""
+
+    def put(self, entry: Entry, path: Path) -> Entry:
+        """Record *entry*, whose bytes are in the file *path* and about to be renamed into place; an
+        earlier record of the ID is replaced. Returns the entry with its inode number."""
+
+    def remove(self, image_id: str) -> None:
+        """Drop the record; nothing happens where there is none."""
+
+    def hit(self, image_id: str, when: float) -> None:
+        """Count one hit at *when*, in one cheap write that survives this process's death at once;
+        nothing happens where there is no record."""
+
+    def set_pinned(self, image_id: str, pinned: bool) -> bool:
+        """Set or clear the pin; False where there is no record."""
+
+    def totals(self) -> Totals:
+        """Number and bytes of the images in the index."""
+
+    def lru(self) -> Iterator[Entry]:
+        """The unpinned entries, least recently accessed first, read lazily: taking the first few
+        costs the same however many there are, and each is current when it is yielded. Removing
+        entries while iterating is allowed."""
+
+    def pinned(self) -> Iterator[Entry]:
+        """The pinned entries, by ID."""
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, by ID."""
+
+    def entries_after(self, inode: int, limit: int) -> list[Entry]:
+        """At most *limit* entries with inode numbers above *inode*, in that order: a page of a
+        listing whose position stays good while images come and go. Fewer than *limit* are the
+        last."""

@@ -1,0 +1,40 @@
+"""Which files of a cache directory are images.
+
+Owns that one question, for every driver; reads names and inodes, never contents.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from cachefs.errors import InvalidImageIDError
+from cachefs.image import check_image_id
+
+GLANCE_LOCK = "image_cache_db_init"
+"""The lock file that oslo.concurrency leaves among the images under Glance's sqlite driver."""
+
+
+def find_image(cache_dir: Path, name: str) -> os.stat_result | None:
+    """The inode of the image file *name*, or None where there is no file or it is not an image.
+
+    An image is a regular file directly in the cache directory whose name can be an ID. Glance's
+    lock file is told from an image of that name by being empty.
+    """
+    try:
+        check_image_id(name)
+        found = (cache_dir / name).lstat()
+    except (InvalidImageIDError, FileNotFoundError):
+        return None
+    if not stat.S_ISREG(found.st_mode) or (name == GLANCE_LOCK and not found.st_size):
+        return None
+    return found
+
+
+def scan_images(cache_dir: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every image's ID and inode, in the order of the directory, which is read once."""
+    with os.scandir(cache_dir) as names:
+        for item in names:
+            found = find_image(cache_dir, item.name)
+            if found is not None:
+                yield item.name, found

@@ -1,0 +1,132 @@
+"""The table that answers a driver's questions: by inode, by ID, least recently used, totals.
+
+Owns the SQL that both drivers share, one connection with its lock, and the translation of SQLite's
+errors. Knows neither Glance's table nor files: the sqlite driver keeps this table on disk beside
+Glance's, the xattr driver in memory as a view of the files.
+
+INVARIANT: ``cachefs_totals`` is the count and the sum of ``cachefs_images``. Triggers keep it, so
+that it holds whoever writes, a real Glance through its own connection too.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from cachefs.drivers.base import Totals
+from cachefs.errors import CacheFSError, DriverError, NoRoomError
+
+BUSY_TIMEOUT = 5.0
+"""Seconds to wait for another process's transaction; ours take microseconds."""
+
+SCHEMA = """
+CREATE INDEX IF NOT EXISTS cachefs_lru ON cachefs_images(last_accessed, inode) WHERE pinned = 0;
+CREATE INDEX IF NOT EXISTS cachefs_pinned ON cachefs_images(image_id) WHERE pinned = 1;
+CREATE TABLE IF NOT EXISTS cachefs_totals (
+    one INTEGER PRIMARY KEY CHECK (one = 1), images INTEGER NOT NULL, size INTEGER NOT NULL);
+INSERT OR IGNORE INTO cachefs_totals VALUES (1, 0, 0);
+CREATE TRIGGER IF NOT EXISTS cachefs_count_insert AFTER INSERT ON cachefs_images BEGIN
+    UPDATE cachefs_totals SET images = images + 1, size = size + NEW.size; END;
+CREATE TRIGGER IF NOT EXISTS cachefs_count_delete AFTER DELETE ON cachefs_images BEGIN
+    UPDATE cachefs_totals SET images = images - 1, size = size - OLD.size; END;
+CREATE TRIGGER IF NOT EXISTS cachefs_count_update AFTER UPDATE OF size ON cachefs_images BEGIN
+    UPDATE cachefs_totals SET size = size + NEW.size - OLD.size; END;
+"""
+"""What stands on a table ``cachefs_images`` with at least the columns inode, image_id,
+last_accessed, size and pinned. The LRU index leaves out pinned images: however many there are, none
+is stepped over when a victim is looked for."""
+
+LRU_NEXT = """
+SELECT image_id, last_accessed, inode FROM cachefs_images
+WHERE pinned = 0 AND (last_accessed, inode) > (?, ?) ORDER BY last_accessed, inode LIMIT 1
+"""
+LRU_START = (float("-inf"), 0)
+"""The position before every entry; after each, its (last_accessed, inode)."""
+
+
+class Index:
+    """One SQLite connection that all threads share under a lock, in autocommit mode.
+
+    One connection, because its work is writing, which SQLite serialises anyway. Everything is
+    fetched at once, never left in a cursor: an open cursor would keep SQLite's log from being
+    checkpointed, and the log would grow.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.lock = threading.RLock()
+        self._path = path
+        with self._translated():
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self.lock, self._translated():
+            self._connection.close()
+
+    def rows(self, sql: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows that *sql* gives."""
+        try:
+            with self.lock:
+                return self._connection.execute(sql, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def row(self, sql: str, values: Iterable[Any] = ()) -> tuple[Any, ...] | None:
+        """The first row that *sql* gives, or None."""
+        rows = self.rows(sql, values)
+        return rows[0] if rows else None
+
+    def run(self, sql: str, values: Iterable[Any] = ()) -> int:
+        """Execute *sql* and return how many rows it changed."""
+        try:
+            with self.lock:
+                return self._connection.execute(sql, tuple(values)).rowcount
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def script(self, sql: str) -> None:
+        """Execute the statements of *sql* in one transaction."""
+        with self.lock, self._translated():
+            try:
+                self._connection.executescript(f"BEGIN IMMEDIATE;{sql};COMMIT")
+            except sqlite3.Error:
+                self._roll_back()
+                raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside happens, or nothing. The write lock is taken at once: taken half way,
+        it can fail without SQLite waiting for it."""
+        with self.lock:
+            self.run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.run("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def totals(self) -> Totals:
+        """What the triggers counted."""
+        row = self.row("SELECT images, size FROM cachefs_totals")
+        return Totals(*row) if row else Totals(0, 0)
+
+    def _roll_back(self) -> None:
+        # The error that brought us here is the one to tell; SQLite may have rolled back already.
+        with suppress(sqlite3.Error):
+            self._connection.rollback()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: sqlite3.Error) -> CacheFSError:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return NoRoomError(f"no room for the index {self._path}")
+        return DriverError(f"index {self._path}: {error}")

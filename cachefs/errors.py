@@ -1,0 +1,129 @@
+"""Every error that cachefs raises on purpose, and the one map from exceptions to errnos.
+
+Owns the names and the errnos; knows nothing of who raises them. ``FUSEError`` is made of these in
+:mod:`cachefs.fuse` and nowhere else.
+"""
+
+import errno
+from typing import ClassVar
+
+
+class CacheFSError(Exception):
+    """Base of all errors raised on purpose; *errno* is what a system call returns for it."""
+
+    errno: ClassVar[int] = errno.EIO
+
+
+class InvalidImageIDError(CacheFSError, ValueError):
+    """The name can be no image's ID (see :func:`cachefs.image.check_image_id`)."""
+
+    errno = errno.EINVAL
+
+
+class InvalidValueError(CacheFSError, ValueError):
+    """A setting, size, digest or control value that cannot be understood."""
+
+    errno = errno.EINVAL
+
+
+class ImageNotFoundError(CacheFSError):
+    """Neither the cache nor the source has the image."""
+
+    errno = errno.ENOENT
+
+
+class ImageExistsError(CacheFSError):
+    """The image is cached, queued or being fetched already."""
+
+    errno = errno.EEXIST
+
+
+class ImageBusyError(CacheFSError):
+    """The image is pinned, or held by somebody, and may not be changed now."""
+
+    errno = errno.EBUSY
+
+
+class StaleError(CacheFSError):
+    """The number means nothing any more; the kernel looks the name up again."""
+
+    errno = errno.ESTALE
+
+
+class NoRoomError(CacheFSError):
+    """The image does not fit into the cache, or no room can be made for it."""
+
+    errno = errno.ENOSPC
+
+
+class ChecksumError(CacheFSError):
+    """The bytes are not those that the digest promised."""
+
+    errno = errno.EIO
+
+
+class ImageChangedError(CacheFSError):
+    """The source's image changed while it was being read."""
+
+    errno = errno.EIO
+
+
+class SourceError(CacheFSError):
+    """The source answered with something that is not the image."""
+
+    errno = errno.EIO
+
+
+class SourceRefusedError(SourceError):
+    """The source knows us and says no: bad credentials or no permission."""
+
+    errno = errno.EACCES
+
+
+class SourceUnreachableError(SourceError):
+    """The source does not answer at all."""
+
+    errno = errno.EHOSTUNREACH
+
+
+class SourceTimeoutError(SourceError):
+    """The source took too long to answer."""
+
+    errno = errno.ETIMEDOUT
+
+
+class ReadOnlyError(CacheFSError):
+    """Images are immutable; nothing below ``images/`` can be written."""
+
+    errno = errno.EROFS
+
+
+class NotPermittedError(CacheFSError):
+    """The operation means nothing for this file (a mkdir among control files, say)."""
+
+    errno = errno.EPERM
+
+
+class InterruptedReadError(CacheFSError):
+    """Whoever waited for this has been sent a signal."""
+
+    errno = errno.EINTR
+
+
+class DriverError(CacheFSError):
+    """A driver cannot be loaded or configured here."""
+
+
+class MountError(CacheFSError):
+    """The filesystem cannot be mounted or unmounted; the text says why, in one line."""
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a system call returns for *error*; EIO for one that has none of its own."""
+    if isinstance(error, CacheFSError):
+        return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EIO

@@ -1,0 +1,74 @@
+"""Keeps the limits in the background: a trio task that asks the cache to prune and to clean.
+
+Reservation alone keeps ``max_size``; the task is for what changes from outside: a lower limit,
+other programs filling the disk, partial files left lying. It decides nothing about images."""
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from cachefs.cache import Store
+from cachefs.errors import CacheFSError
+
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY = 5.0
+"""Seconds between looks at the limits; a look is two statvfs and a listing of what is
+incomplete."""
+
+CLEAN_EVERY = 600.0
+"""Seconds between looks for files left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Images dropped and the bytes they had."""
+
+    files: int
+    bytes: int
+
+
+class Evictor:
+    """Prunes and cleans *store*. :meth:`prune` and :meth:`clean` block, for any thread."""
+
+    def __init__(self, store: Store, stall_time: float) -> None:
+        self._store = store
+        self.stall_time = stall_time
+        self._woken = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    async def run(self) -> None:
+        """Keep the limits until cancelled. What goes wrong is logged, and tried again."""
+        self._token = trio.lowlevel.current_trio_token()
+        clean_at = trio.current_time() + CLEAN_EVERY
+        while True:
+            self._woken = trio.Event()
+            try:
+                pruned = await trio.to_thread.run_sync(self.prune)
+                if pruned.files:
+                    log.info("evicted %d images, %d bytes", pruned.files, pruned.bytes)
+                if trio.current_time() >= clean_at:
+                    clean_at = trio.current_time() + CLEAN_EVERY
+                    await trio.to_thread.run_sync(self._store.clean_stalled, self.stall_time)
+            except (CacheFSError, OSError) as error:
+                log.error("cannot keep the limits: %s", error)
+            with trio.move_on_after(PRUNE_EVERY):
+                await self._woken.wait()
+
+    def wake(self) -> None:
+        """Look at the limits now, since they have changed; for any thread."""
+        if self._token is not None:
+            self._token.run_sync_soon(self._wake_up, idempotent=True)
+
+    def prune(self) -> Pruned:
+        """Drop what exceeds the limits now."""
+        return Pruned(*self._store.prune())
+
+    def clean(self, stall_time: float | None = None) -> tuple[int, int]:
+        """Remove failures, and partial files older than *stall_time* seconds: (invalid,
+        stalled)."""
+        return self._store.clean(self.stall_time if stall_time is None else stall_time)
+
+    def _wake_up(self) -> None:
+        self._woken.set()

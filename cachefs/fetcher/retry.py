@@ -1,0 +1,29 @@
+"""When to try again: growing pauses with jitter, and which errors are worth another try."""
+
+import random
+from collections.abc import Iterator
+
+from cachefs.errors import (
+    ImageChangedError,
+    ImageNotFoundError,
+    SourceError,
+    SourceRefusedError,
+)
+
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 15.0
+
+
+def pauses(tries: int) -> Iterator[float]:
+    """The seconds to wait before each of *tries* further tries: doubling, each anywhere between
+    half and the whole of its turn ("equal jitter"), so that many caches do not knock in step."""
+    for number in range(tries):
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**number)
+        yield random.uniform(longest / 2, longest)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same request may well succeed a little later."""
+    return isinstance(error, SourceError) and not isinstance(
+        error, SourceRefusedError | ImageNotFoundError | ImageChangedError
+    )

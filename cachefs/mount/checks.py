@@ -1,0 +1,58 @@
+"""What can be said before anything is mounted, each in one clear line; and dead mounts in the
+way."""
+
+import errno
+import grp
+import logging
+import stat
+from pathlib import Path
+
+from cachefs.config import Config
+from cachefs.errors import InvalidValueError, MountError
+from cachefs.transport import device
+
+log = logging.getLogger(__name__)
+
+_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED})
+"""What a mount whose daemon is gone answers to stat(2)."""
+
+
+def check(config: Config) -> None:
+    """Raise MountError or InvalidValueError where mounting cannot succeed; detach a dead mount."""
+    if not Path(device.DEVICE).exists():
+        raise MountError("there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)")
+    group_id(config)
+    _check_mountpoint(config.mountpoint)
+    inside = config.cache_dir.resolve()
+    if config.mountpoint.resolve() in (inside, *inside.parents):
+        raise MountError(f"the cache directory {inside} lies below the mountpoint")
+
+
+def group_id(config: Config) -> int | None:
+    """The group that may write control files, or None. Raises InvalidValueError for an unknown
+    one."""
+    if config.control_group is None:
+        return None
+    if config.control_group.isdigit():
+        return int(config.control_group)
+    try:
+        return grp.getgrnam(config.control_group).gr_gid
+    except KeyError:
+        raise InvalidValueError(f"there is no group {config.control_group!r}") from None
+
+
+def _check_mountpoint(mountpoint: Path) -> None:
+    try:
+        status = mountpoint.stat()
+    except OSError as error:
+        if error.errno not in _DEAD:
+            raise MountError(f"mountpoint {mountpoint}: {error.strerror}") from error
+        log.warning("detaching %s, whose daemon is gone", mountpoint)
+        if not device.unmount(mountpoint):
+            raise MountError(f"cannot detach the dead mount at {mountpoint}") from error
+        return _check_mountpoint(mountpoint)
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"mountpoint {mountpoint} is not a directory")
+    if device.is_mounted(mountpoint):
+        raise MountError(f"something is mounted at {mountpoint} already")
+    return None

@@ -1,0 +1,39 @@
+"""Where the daemon's log goes."""
+
+import logging
+import logging.handlers
+from pathlib import Path
+
+from cachefs.config import Config
+
+_SYSLOG = Path("/dev/log")
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_KEPT = 10 * 2**20
+"""Bytes of a log file before it is renamed to ``.1``."""
+
+
+def log_to(config: Config) -> None:
+    """Log to stderr in the foreground, else to the log file, else to syslog, else, where there is
+    none, to ``.cachefs/log`` in the cache directory. Raises OSError where the file cannot be
+    written."""
+    handler: logging.Handler
+    form = _FORMAT
+    if config.log_file is not None:
+        handler = logging.handlers.WatchedFileHandler(config.log_file)
+    elif config.foreground:
+        handler = logging.StreamHandler()
+    elif _SYSLOG.is_socket():
+        handler = logging.handlers.SysLogHandler(
+            str(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+        form = "cachefs: %(levelname)s %(message)s"
+    else:
+        private = config.cache_dir / ".cachefs"
+        private.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            private / "log", maxBytes=_KEPT, backupCount=1
+        )
+    handler.setFormatter(logging.Formatter(form))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(config.log_level.upper())

@@ -1,0 +1,105 @@
+"""What a transport is: the values and protocols shared by the relay, plain pyfuse3 and their users.
+
+Imports neither pyfuse3 nor trio at run time, so that the supervisor may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+if TYPE_CHECKING:
+    import pyfuse3
+    import trio
+
+SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; needs CAP_NET_ADMIN, ignores wmem_max
+SO_RCVBUFFORCE: Final = 33
+SOCKET_BUFFER: Final = (1 << 30) - 1
+"""Bytes: the largest that the kernel takes. A limit, not memory: see :mod:`.relay`."""
+
+Mode = Literal["relay", "plain"]
+Choice = Literal["auto", "relay", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class TransportInfo:
+    """Which transport runs and, where it is not the best one, *why* not (empty otherwise)."""
+
+    mode: Mode
+    passthrough: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. *source* is what ``mount`` and ``df`` show in the first column."""
+
+    source: str = "cachefs"
+    subtype: str = "cachefs"
+    allow_other: bool = True
+    default_permissions: bool = True
+    read_ahead_kib: int = 1024
+    extra: tuple[str, ...] = ()
+
+
+class Backing(Protocol):
+    """Which files stand behind which nodes: asked by the relay in its pump, so a look-up in memory,
+    never a wait; an exception that leaves it is logged and means None."""
+
+    def backing_fd(self, nodeid: int, fh: int) -> int | None:
+        """A descriptor of the complete, immutable file that all reads of *nodeid* may go to without
+        the daemon from now on, or None. The relay does not keep it: it is needed only during the
+        call that follows, and may be closed after the last release.
+
+        Asked once for the first of several concurrent opens of a node; the others follow it."""
+
+    def read_fd(self, nodeid: int, fh: int) -> int | None:
+        """A descriptor of a complete, immutable file from which the relay may answer a READ of *fh*
+        by itself, or None to have pyfuse3 asked."""
+
+
+class NoBacking:
+    """The policy of a filesystem without backing files."""
+
+    def backing_fd(self, nodeid: int, fh: int) -> int | None:
+        """None: no passthrough."""
+        return None
+
+    def read_fd(self, nodeid: int, fh: int) -> int | None:
+        """None: every READ is pyfuse3's."""
+        return None
+
+
+class Transport(Protocol):
+    """The kernel side of one mount. One in a process: pyfuse3's session is global."""
+
+    info: TransportInfo
+
+    async def serve(
+        self,
+        operations: pyfuse3.Operations,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Answer requests with *operations*; ``started()`` once this process is the one that
+        answers.
+
+        Returns when the filesystem is unmounted, or after :meth:`drain`. Cancelling it abandons the
+        requests under way: the next worker gets them again where the transport can resend."""
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more requests, finish those under way for at most *timeout* seconds, and have
+        :meth:`serve` return. False if some were left unanswered."""
+
+    def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        """Have the kernel forget attributes, and pages unless *attr_only*. Never blocks: it is done
+        soon, in the order of the calls, by a thread; an unknown node is nothing to complain
+        about."""
+
+    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        """Have the kernel forget a name; with *deleted*, the node that stood there, inotify
+        watchers hear of its deletion. Never blocks, as :meth:`invalidate_inode`."""
+
+    def unmount(self) -> None:
+        """Detach the mount lazily: no new open is possible, :meth:`serve` returns after the last
+        close."""

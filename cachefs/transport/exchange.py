@@ -1,0 +1,281 @@
+"""What to do with each message that passes between the kernel and libfuse.
+
+Owns the requests under way: which are out, which the kernel has been answered EINTR, what undoes
+them. Decides and writes to the device, which never blocks for an answer; sends nothing to libfuse
+itself but hands over what is to be sent. Knows nothing of trio, pyfuse3 or mounting.
+
+INVARIANT: a message that is not named here goes through unharmed, whole and in order; so does every
+named one but for the fields amended (INIT, OPEN).
+
+INVARIANT: each request that the kernel awaits an answer to gets one, at most once: libfuse's, or
+EINTR in its place, and then libfuse's is swallowed and what it granted is given back (a lookup by
+FORGET, a handle by RELEASE).
+
+INVARIANT: only requests that change nothing are answered EINTR; whoever asked for a change learns
+what became of it.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from . import interrupts, wire
+from .base import Backing
+from .opens import Opens
+from .table import OpenTable
+from .wire import Opcode
+
+log = logging.getLogger(__name__)
+
+MAX_IO: Final = 1 << 20
+"""Bytes of the largest READ or WRITE that the relay lets the kernel send."""
+MAX_BACKGROUND: Final = 512
+"""Readahead requests under way at once; with the kernel's 12, readers that wait for a slow origin
+would keep all others from reading."""
+MESSAGE_MAX: Final = MAX_IO + 4096
+
+_INTERRUPTIBLE: Final = frozenset(
+    {
+        Opcode.LOOKUP,
+        Opcode.GETATTR,
+        Opcode.READLINK,
+        Opcode.OPEN,
+        Opcode.READ,
+        Opcode.STATFS,
+        Opcode.GETXATTR,
+        Opcode.LISTXATTR,
+        Opcode.OPENDIR,
+        Opcode.READDIR,
+        Opcode.READDIRPLUS,
+        Opcode.ACCESS,
+        Opcode.LSEEK,
+        Opcode.STATX,
+    }
+)
+_NO_REPLY: Final = frozenset(int(opcode) for opcode in wire.NO_REPLY)
+_INIT, _OPEN, _CREATE, _READ = int(Opcode.INIT), int(Opcode.OPEN), int(Opcode.CREATE), 15
+_RELEASE, _INTERRUPT = int(Opcode.RELEASE), int(Opcode.INTERRUPT)
+_WATCHED: Final = frozenset({_INIT, _OPEN, _CREATE, _RELEASE})
+
+
+class Pending(NamedTuple):
+    """A request that libfuse has and has not answered. *flags* are those of ``open(2)``."""
+
+    opcode: int
+    nodeid: int
+    pid: int
+    flags: int = 0
+
+
+class Exchange:
+    """One connection's traffic, seen by one worker. All methods are for the pump's task only."""
+
+    def __init__(
+        self,
+        device: int,
+        table: OpenTable,
+        opens: Opens,
+        backing: Backing,
+        *,
+        send: Callable[[bytes], None],
+        notify: Callable[[bytes], None],
+        passthrough: bool,
+        wants_to_end: Callable[[int], bool] = interrupts.wants_to_end,
+    ) -> None:
+        self._device = device
+        self._table = table
+        self._opens = opens
+        self._backing = backing
+        self._send = send
+        self._notify = notify
+        self._passthrough = passthrough
+        self._wants_to_end = wants_to_end
+        self._out: dict[int, Pending] = {}
+        self._interrupted: dict[int, int] = {}  # unique -> pid: may want to end later
+        self._swallow: dict[int, Pending] = {}
+        self._offered = 0
+        self._own_unique = wire.OWN_BIT
+        self._reply = bytearray(wire.OUT_HEADER_SIZE + MAX_IO)
+        self._data = memoryview(self._reply)[wire.OUT_HEADER_SIZE :]
+        self.reads_here = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that the kernel waits for is under way."""
+        return not self._out
+
+    # --- from the kernel ----------------------------------------------------------------------
+
+    def request(self, message: memoryview) -> bool:
+        """Look at a message from the kernel, amend it in place; whether libfuse is to have it."""
+        _, opcode, unique, nodeid, _, _, pid, _, _ = wire.IN_HEADER.unpack_from(message)
+        if opcode in _NO_REPLY:
+            if opcode != _INTERRUPT:
+                return True
+            self._interrupt(wire.interrupt_target(message))
+            return False
+        flags = 0
+        if opcode == _READ:
+            if self._read_here(unique, nodeid, message):
+                return False
+        elif opcode in (_OPEN, _CREATE):
+            flags = wire.open_in_flags(message)
+        elif opcode == _INIT:
+            self._table.save_init(bytes(message))
+            self._offered = wire.init_in_flags(message)
+            wire.hide_splice(message)
+        self._out[unique] = Pending(opcode, nodeid, pid, flags)
+        return True
+
+    def replay_init(self) -> bytes:
+        """The kernel's saved INIT, as libfuse is to have it; its answer goes to
+        :meth:`amend_init`, not to :meth:`reply`."""
+        message = bytearray(self._table.init_request)
+        self._offered = wire.init_in_flags(message)
+        wire.hide_splice(message)
+        return bytes(message)
+
+    def amend_init(self, reply: memoryview) -> None:
+        """Amend libfuse's answer to INIT in place."""
+        wire.amend_init(
+            reply,
+            self._offered,
+            passthrough=self._passthrough,
+            max_io=MAX_IO,
+            background=MAX_BACKGROUND,
+        )
+        self._opens.passthrough = bool(wire.init_out(reply).flags & wire.InitFlag.PASSTHROUGH)
+
+    def _read_here(self, unique: int, nodeid: int, message: memoryview) -> bool:
+        """Answer a READ from the file's page cache; False where pyfuse3 has to.
+
+        A read that got less than it asked for, and not because the file ends, is not an answer: the
+        kernel takes a short answer for the end of the file (``fuse_short_read``).
+        """
+        fh, offset, size = wire.read_in(message)
+        try:
+            fd = self._backing.read_fd(nodeid, fh)
+        except Exception:
+            log.exception("no file to read for node %d", nodeid)
+            return False
+        if fd is None or size > MAX_IO:
+            return False
+        try:
+            got = os.preadv(fd, [self._data[:size]], offset, os.RWF_NOWAIT)
+            if (
+                got < size
+                and offset + got != os.fstat(fd).st_size
+                and (got or offset < os.fstat(fd).st_size)
+            ):
+                return False
+        except OSError:
+            return False  # EAGAIN: not in memory; others: pyfuse3 will say what is wrong
+        length = wire.OUT_HEADER_SIZE + got
+        wire.OUT_HEADER.pack_into(self._reply, 0, length, 0, unique)
+        self._write(memoryview(self._reply)[:length], unique)
+        self.reads_here += 1
+        return True
+
+    # --- interrupts ---------------------------------------------------------------------------
+
+    def _interrupt(self, unique: int) -> None:
+        # An unknown one is answered already: the kernel interrupts only what we have read.
+        pending = self._out.get(unique)
+        if pending is not None and pending.opcode in _INTERRUPTIBLE:
+            self._interrupted[unique] = pending.pid
+            self.check_interrupted()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether :meth:`check_interrupted` has anything to watch."""
+        return bool(self._interrupted)
+
+    def check_interrupted(self) -> None:
+        """Answer EINTR to interrupted requests whose callers want to end. To be called now and
+        then: the kernel does not tell of a second signal, which may be the one that kills."""
+        for unique, pid in list(self._interrupted.items()):
+            if unique not in self._out:
+                del self._interrupted[unique]
+            elif self._wants_to_end(pid):
+                del self._interrupted[unique]
+                self._swallow[unique] = self._out.pop(unique)
+                self._write(wire.error_reply(unique, errno.EINTR), unique)
+
+    def _give_back(self, pending: Pending, reply: memoryview) -> None:
+        for message in self._undoing(pending, reply):
+            self._send(message)
+
+    def _undoing(self, pending: Pending, reply: memoryview) -> Iterator[bytes]:
+        _, error, _ = wire.OUT_HEADER.unpack_from(reply)
+        if error:
+            return
+        if pending.opcode == Opcode.LOOKUP:
+            if nodeid := wire.entry_nodeid(reply):
+                yield wire.forget(self._next_unique(), nodeid)
+        elif pending.opcode in (Opcode.OPEN, Opcode.OPENDIR):
+            fh = wire.open_out(reply).fh
+            directory = pending.opcode == Opcode.OPENDIR
+            yield wire.release(self._next_unique(), pending.nodeid, fh, directory=directory)
+        elif pending.opcode == Opcode.CREATE:
+            nodeid, fh = wire.entry_nodeid(reply), wire.open_out(reply, create=True).fh
+            yield wire.release(self._next_unique(), nodeid, fh)
+            yield wire.forget(self._next_unique(), nodeid)
+        elif pending.opcode == Opcode.READDIRPLUS:
+            for nodeid in wire.direntplus_nodeids(reply):
+                yield wire.forget(self._next_unique(), nodeid)
+
+    def _next_unique(self) -> int:
+        self._own_unique += 2
+        return self._own_unique
+
+    # --- from libfuse -------------------------------------------------------------------------
+
+    def reply(self, message: memoryview) -> None:
+        """Deliver a message from libfuse: amended, swallowed or as it is."""
+        _, error, unique = wire.OUT_HEADER.unpack_from(message)
+        if unique == 0:
+            self._notify(bytes(message))
+            return
+        pending = self._out.pop(unique, None)
+        if pending is None:
+            swallowed = self._swallow.pop(unique, None)
+            if swallowed is not None:
+                self._give_back(swallowed, message)
+            elif not unique & wire.OWN_BIT or unique & wire.RESEND_BIT:
+                self._write(message, unique)
+            return
+        if pending.opcode not in _WATCHED or (error and pending.opcode != _RELEASE):
+            self._write(message, unique)
+        elif pending.opcode == _RELEASE:
+            self._opens.answer_release(pending.nodeid, message)
+        elif pending.opcode == _INIT:
+            self.amend_init(message)
+            self._write(message, unique)
+            self._table.init_answered = True
+        else:
+            self._answer_open(pending, message, unique)
+
+    def _answer_open(self, pending: Pending, message: memoryview, unique: int) -> None:
+        create = pending.opcode == _CREATE
+        nodeid = wire.entry_nodeid(message) if create else pending.nodeid
+        refused = self._opens.answer_open(nodeid, pending.flags, message, create=create)
+        if refused:
+            self._give_back(pending, message)
+            if refused != errno.ENOENT:
+                self._write(wire.error_reply(unique, refused), unique)
+
+    def _write(self, message: bytes | memoryview, unique: int) -> None:
+        try:
+            os.write(self._device, message)
+        except FileNotFoundError:
+            pass  # nobody waits for it any more
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return  # unmounted: the reading side will see it, too
+            log.error("the kernel refused an answer: %s", error)
+            try:
+                os.write(self._device, wire.error_reply(unique, errno.EIO))
+            except OSError as again:
+                log.debug("and an error in its place: %s", again)

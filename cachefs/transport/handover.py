@@ -1,0 +1,65 @@
+"""What supervisor and worker say to each other: the inherited values and the control words.
+
+Owns the format; both ends import it, so it imports neither pyfuse3 nor trio. An upgraded worker may
+be newer than its supervisor: fields are only ever added, unknown words and fields are ignored.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from .base import MountOptions, TransportInfo
+
+ENVIRONMENT: Final = "CACHEFS_WORKER"
+
+# Words of the worker.
+BEAT: Final = b"beat"
+STANDBY: Final = b"standby"  # shaken hands with libfuse, waiting for its turn
+READY: Final = b"ready"  # answers requests
+UNMOUNTED: Final = b"unmounted"  # and exits
+
+# Words of the supervisor.
+GO: Final = b"go"  # it is your turn
+DRAIN: Final = b"drain"  # take no more requests, finish those you have, exit
+STOP: Final = b"stop"  # the same, and nobody comes after you
+
+DRAIN_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a worker is started with. Descriptors are -1 where the transport is plain."""
+
+    info: TransportInfo
+    mountpoint: str
+    options: MountOptions
+    control: int
+    device: int = -1
+    table: int = -1
+    turn: bool = True
+    restarts: int = 0
+    beat_interval: float = 1.0
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that the worker inherits."""
+        return [fd for fd in (self.control, self.device, self.table) if fd >= 0]
+
+    def to_text(self) -> str:
+        """For the environment."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Inheritance":
+        """The reverse of :meth:`to_text`."""
+        values = json.loads(text)
+        values["info"] = TransportInfo(**_known(TransportInfo, values["info"]))
+        options = _known(MountOptions, values["options"])
+        options["extra"] = tuple(options.get("extra", ()))
+        values["options"] = MountOptions(**options)
+        return cls(**_known(cls, values))
+
+
+def _known(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}

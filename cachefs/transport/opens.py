@@ -1,0 +1,177 @@
+"""Which nodes are open, and how: counts opens and releases, owns the backing ids.
+
+Amends successful answers to OPEN so that the kernel goes to the backing file, and keeps the
+kernel's rules about I/O modes. Knows the device and the table; nothing of libfuse's side, trio or
+pyfuse3.
+
+INVARIANT: all concurrent opens of a node have one I/O mode, and in passthrough one backing id; the
+kernel fails an open that differs with EIO (``fuse_inode_uncached_io_start``: EBUSY, ETXTBSY). The
+first open decides, the others follow, FOPEN_DIRECT_IO goes with both.
+
+INVARIANT: a backing id lives from the first passthrough open of its node to the last release, and
+not longer, whoever is killed in between: the disk space of an evicted image is back after its last
+close. How: see :mod:`.table`.
+
+INVARIANT: KEEP_CACHE and PASSTHROUGH are never set together.
+
+What a kill can leave at each point of an open, and what the next worker (:meth:`Opens.recover`)
+makes of it:
+
+1. before the ioctl, INTENT set: the orphan's number does not exist; the kernel resends the OPEN.
+2. ioctl done, nothing committed: the orphan's number exists, is closed; the kernel resends the
+   OPEN.
+3. committed, reply not written: the count stands, the reply is written from the journal.
+4. reply written, journal not cleared: the same; the kernel says ENOENT, which is right.
+5. of the last release: opens 0 committed, its id perhaps closed: it is closed (again), slot
+   dropped.
+"""
+
+import errno
+import logging
+import os
+import time
+
+from . import device as fuse_device
+from . import wire
+from .base import Backing
+from .table import IOMode, OpenTable, Slot, TableFullError
+
+log = logging.getLogger(__name__)
+
+_COMPLAIN_EVERY = 60.0  # seconds between two warnings of the same kind
+
+
+class Opens:
+    """The open nodes of one connection. All methods are for the pump's task only."""
+
+    def __init__(
+        self, device: int, table: OpenTable, backing: Backing, *, passthrough: bool
+    ) -> None:
+        self._device = device
+        self._table = table
+        self._backing = backing
+        self.passthrough = passthrough
+        self._complained = -_COMPLAIN_EVERY
+
+    def recover(self) -> None:
+        """Finish what a killed worker had begun. Call once, before anything is read or answered."""
+        self._table.reload()
+        reply = self._table.redo()
+        if reply:
+            opened = self._table.journal_node
+            try:
+                os.write(self._device, reply)
+            except FileNotFoundError:
+                pass  # the kernel has it
+            except OSError as error:
+                log.warning("the kernel refused a killed worker's answer: %s", error)
+                if len(reply) > wire.OUT_HEADER_SIZE:  # an OPEN's; a RELEASE's is a bare header
+                    self._undo(opened, 1)
+        self._table.delivered()
+        orphan = self._table.orphan()
+        if orphan is not None:
+            existed = self.passthrough and fuse_device.close_backing(self._device, orphan)
+            self._table.orphan_closed(orphan, existed=existed)
+        for nodeid, slot in self._table.nodes().items():
+            if slot.opens == 0:
+                self._forget(nodeid, slot)
+
+    def answer_open(self, nodeid: int, open_flags: int, reply: memoryview, *, create: bool) -> int:
+        """Write a successful answer to OPEN or CREATE, amended, to the kernel.
+
+        *open_flags* are those of ``open(2)``. Returns 0, or the errno for which the open cannot be:
+        then the kernel has not been answered, or is not there to hear it, and libfuse holds a
+        handle that must be released.
+        """
+        fh, flags, _ = wire.open_out(reply, create=create)
+        slot = self._table.get(nodeid)
+        if flags & wire.OpenFlag.DIRECT_IO:
+            value = slot._replace(opens=slot.opens + 1) if slot else Slot(1, 0, IOMode.NEUTRAL)
+        elif slot is not None and slot.mode is not IOMode.NEUTRAL:
+            value = slot._replace(opens=slot.opens + 1)
+        else:
+            opens = slot.opens + 1 if slot else 1
+            backing_id = 0
+            if self.passthrough and not create and open_flags & os.O_ACCMODE == os.O_RDONLY:
+                backing_id = self._make_backing_id(nodeid, fh)
+            mode = IOMode.PASSTHROUGH if backing_id else IOMode.CACHED
+            value = Slot(opens, backing_id, mode)
+        if value.mode is IOMode.PASSTHROUGH and not flags & wire.OpenFlag.DIRECT_IO and not create:
+            wire.set_passthrough(reply, value.backing_id)
+        try:
+            self._table.commit(nodeid, value, reply)
+        except TableFullError as error:
+            self._complain("an open is refused: %s", error)
+            if value.backing_id:
+                fuse_device.close_backing(self._device, value.backing_id)
+                self._table.orphan_closed(value.backing_id, existed=True)
+            return errno.ENFILE
+        try:
+            os.write(self._device, reply)
+        except OSError as error:
+            self._table.delivered()
+            self._undo(nodeid, 1)
+            return error.errno or errno.EIO
+        self._table.delivered()
+        return 0
+
+    def answer_release(self, nodeid: int, reply: memoryview) -> None:
+        """Write the answer to a RELEASE to the kernel, which has closed the handle already."""
+        slot = self._table.get(nodeid)
+        if slot is None or slot.opens == 0:
+            _write(self._device, reply)
+            return
+        value = slot._replace(opens=slot.opens - 1)
+        self._table.commit(nodeid, value, reply)
+        _write(self._device, reply)
+        self._table.delivered()
+        if value.opens == 0:
+            self._forget(nodeid, value)
+
+    def nodes(self) -> dict[int, int]:
+        """The open nodes and how often each is open."""
+        return {nodeid: slot.opens for nodeid, slot in self._table.nodes().items()}
+
+    def _make_backing_id(self, nodeid: int, fh: int) -> int:
+        try:
+            fd = self._backing.backing_fd(nodeid, fh)
+        except Exception:
+            log.exception("no backing file for node %d", nodeid)
+            return 0
+        if fd is None:
+            return 0
+        self._table.intend()
+        try:
+            return fuse_device.open_backing(self._device, fd)
+        except OSError as error:
+            self._table.refrain()
+            self._complain("reads go through the daemon, the kernel refuses passthrough: %s", error)
+            return 0
+
+    def _undo(self, nodeid: int, opens: int) -> None:
+        slot = self._table.get(nodeid)
+        if slot is None:
+            return
+        value = slot._replace(opens=max(slot.opens - opens, 0))
+        self._table.commit(nodeid, value, b"")
+        self._table.delivered()
+        if value.opens == 0:
+            self._forget(nodeid, value)
+
+    def _forget(self, nodeid: int, slot: Slot) -> None:
+        if slot.backing_id:
+            fuse_device.close_backing(self._device, slot.backing_id)
+        self._table.drop(nodeid)
+
+    def _complain(self, message: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._complained >= _COMPLAIN_EVERY:
+            self._complained = now
+            log.warning(message, error)
+
+
+def _write(device: int, reply: memoryview) -> None:
+    try:
+        os.write(device, reply)
+    except FileNotFoundError:
+        pass  # nobody waits for it any more

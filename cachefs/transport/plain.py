@@ -1,0 +1,113 @@
+"""Plain pyfuse3 behind the transport's interface: libfuse mounts and reads the device itself.
+
+Owns pyfuse3's session. For whoever may not mount, or has a kernel without passthrough; nothing of a
+mount outlives its worker here. Knows nothing of messages.
+"""
+
+import logging
+
+import pyfuse3
+import trio
+
+from . import device as fuse_device
+from .base import MountOptions, TransportInfo
+from .exchange import MAX_BACKGROUND
+from .notify import Notifier
+from .relay import TASKS, Gate, OpenGate, first_error
+
+log = logging.getLogger(__name__)
+
+
+class PlainTransport:
+    """See :class:`cachefs.transport.base.Transport`."""
+
+    def __init__(
+        self,
+        info: TransportInfo,
+        *,
+        mountpoint: str,
+        options: MountOptions | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self.info = info
+        self._mountpoint = mountpoint
+        self._options = options or MountOptions()
+        self._gate = gate or OpenGate()
+        self._notifier = Notifier()
+        self._draining = False
+        self._done = trio.Event()
+        self._scope = trio.CancelScope()
+
+    async def serve(
+        self,
+        operations: pyfuse3.Operations,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """See :meth:`cachefs.transport.base.Transport.serve`. Mounts; where libfuse cannot, raises
+        :class:`cachefs.transport.device.MountError` (libfuse has written why to standard error)."""
+        await self._gate.wait_turn()
+        try:
+            pyfuse3.init(operations, self._mountpoint, self._words())
+        except RuntimeError as error:
+            raise fuse_device.MountError(0, f"libfuse cannot mount: {error}") from error
+        unmount = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._started, task_status)
+                with self._scope:
+                    await pyfuse3.main(1, TASKS)
+                unmount = self._draining
+                if not self._draining:
+                    self._gate.unmounted()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            self._done.set()
+            self._notifier.close()
+            pyfuse3.close(unmount=unmount)
+
+    async def _started(self, task_status: trio.TaskStatus[None]) -> None:
+        await trio.to_thread.run_sync(
+            fuse_device.tune, self._mountpoint, self._options.read_ahead_kib, MAX_BACKGROUND
+        )
+        self._gate.ready()
+        task_status.started()
+
+    async def drain(self, timeout: float) -> bool:
+        """See :meth:`cachefs.transport.base.Transport.drain`. Handlers under way finish or, after
+        *timeout*, are cancelled; what they should have answered fails with the mount."""
+        self._draining = True
+        pyfuse3.terminate()
+        with trio.move_on_after(timeout) as waiting:
+            await self._done.wait()
+        self._scope.cancel()
+        return not waiting.cancelled_caught
+
+    def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        """See :meth:`cachefs.transport.base.Transport.invalidate_inode`."""
+        inode = pyfuse3.InodeT(nodeid)
+        self._notifier.call(lambda: pyfuse3.invalidate_inode(inode, attr_only))
+
+    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        """See :meth:`cachefs.transport.base.Transport.invalidate_entry`."""
+        arguments = pyfuse3.InodeT(parent), pyfuse3.FileNameT(name), pyfuse3.InodeT(deleted)
+        self._notifier.call(lambda: pyfuse3.invalidate_entry(*arguments))
+
+    def unmount(self) -> None:
+        """See :meth:`cachefs.transport.base.Transport.unmount`."""
+        fuse_device.unmount(self._mountpoint)
+
+    def _words(self) -> set[str]:
+        options = self._options
+        words = {
+            f"fsname={options.source}",
+            f"subtype={options.subtype}",
+            *options.extra,
+        }
+        if options.allow_other:
+            words.add("allow_other")
+        if options.default_permissions:
+            words.add("default_permissions")
+        return words

@@ -1,0 +1,329 @@
+"""The relay: pyfuse3 on one end of a socket pair, ``/dev/fuse`` on ours, and what passes between.
+
+Owns the two pump tasks and pyfuse3's session; what happens to a message is :mod:`.exchange`'s.
+Knows nothing of images, caches or the supervisor, whose part is the *gate*.
+
+libfuse takes an opened device for a mount point named ``/dev/fd/N`` (``fuse_session_mount``), and
+reads one message at a time, which SOCK_SEQPACKET keeps apart.
+
+INVARIANT: libfuse's writes to the socket never find it full: an answer would be lost and its reader
+wait for ever (libfuse does not try again). So its buffer has room for every pyfuse3 task to answer
+with the largest message, twice over.
+
+INVARIANT: a request that has been read from the device is passed on, whatever is cancelled.
+"""
+
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from typing import Final, Protocol
+
+import pyfuse3
+import trio
+
+from . import device as fuse_device
+from . import wire
+from .base import (
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    SOCKET_BUFFER,
+    Backing,
+    MountOptions,
+    NoBacking,
+    TransportInfo,
+)
+from .exchange import MAX_BACKGROUND, MESSAGE_MAX, Exchange
+from .notify import Notifier
+from .opens import Opens
+from .table import OpenTable
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32  # messages between two checkpoints
+_INTERRUPT_POLL = 0.1  # seconds
+TASKS: Final = 400
+"""pyfuse3's handlers at once: more requests wait, whatever they are."""
+
+
+class Gate(Protocol):
+    """When this worker may serve, and who wants to hear that it does."""
+
+    async def wait_turn(self) -> None:
+        """Return once no other worker reads the device."""
+
+    def ready(self) -> None:
+        """This worker answers requests now."""
+
+    def unmounted(self) -> None:
+        """The filesystem is gone; this worker ends."""
+
+
+class OpenGate:
+    """The gate of a process that has the device to itself."""
+
+    async def wait_turn(self) -> None:
+        """It is always our turn."""
+
+    def ready(self) -> None:
+        """Nobody asked."""
+
+    def unmounted(self) -> None:
+        """Nobody asked."""
+
+
+class RelayTransport:
+    """See :class:`cachefs.transport.base.Transport`. *device* is mounted or about to be,
+    non-blocking, and stays the caller's; *table_fd* is an :class:`OpenTable`, as the last worker
+    left it."""
+
+    def __init__(
+        self,
+        device: int,
+        table_fd: int,
+        info: TransportInfo,
+        *,
+        mountpoint: str,
+        backing: Backing | None = None,
+        read_ahead_kib: int = MountOptions().read_ahead_kib,
+        gate: Gate | None = None,
+    ) -> None:
+        self.info = info
+        self._device = device
+        self._mountpoint = mountpoint
+        self._read_ahead_kib = read_ahead_kib
+        self._gate = gate or OpenGate()
+        self._table = OpenTable(table_fd)
+        backing = backing or NoBacking()
+        self._opens = Opens(device, self._table, backing, passthrough=info.passthrough)
+        self._notifier = Notifier()
+        self._exchange = Exchange(
+            device,
+            self._table,
+            self._opens,
+            backing,
+            send=self._send_soon,
+            notify=self._write_notification,
+            passthrough=info.passthrough,
+        )
+        self._ours: socket.socket | None = None
+        self._backlog: deque[bytes] = deque()
+        self._reading = trio.CancelScope()
+        self._finished = trio.Event()
+        self._answered = trio.Event()
+        self._init_answered = trio.Event()
+        self._watch = trio.Event()
+
+    # --- the interface ------------------------------------------------------------------------
+
+    async def serve(
+        self,
+        operations: pyfuse3.Operations,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """See :meth:`cachefs.transport.base.Transport.serve`."""
+        self._ours, libfuses = _socketpair()
+        pyfuse3.init(operations, f"/dev/fd/{libfuses.detach()}", set())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_pyfuse3)
+                replayed = await self._replay_init() if self._table.init_request else b""
+                await self._gate.wait_turn()
+                self._take_over(replayed)
+                nursery.start_soon(self._to_kernel)
+                nursery.start_soon(self._from_kernel)
+                nursery.start_soon(self._watch_interrupted)
+                if not self._table.init_answered:
+                    await self._init_answered.wait()
+                await trio.to_thread.run_sync(
+                    fuse_device.tune, self._mountpoint, self._read_ahead_kib, MAX_BACKGROUND
+                )
+                self._gate.ready()
+                task_status.started()
+                await self._finished.wait()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            self._notifier.close()
+            pyfuse3.close(unmount=False)
+            self._ours.close()
+
+    async def drain(self, timeout: float) -> bool:
+        """See :meth:`cachefs.transport.base.Transport.drain`."""
+        self._reading.cancel()
+        with trio.move_on_after(timeout):
+            while not self._exchange.idle:
+                self._answered = trio.Event()  # set by _to_kernel when it has nothing more to do
+                await self._answered.wait()
+        self._finished.set()
+        return self._exchange.idle
+
+    def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        """See :meth:`cachefs.transport.base.Transport.invalidate_inode`."""
+        self._write_notification(wire.inval_inode(nodeid, -1 if attr_only else 0, 0))
+
+    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        """See :meth:`cachefs.transport.base.Transport.invalidate_entry`."""
+        if deleted:
+            self._write_notification(wire.delete(parent, deleted, name))
+        else:
+            self._write_notification(wire.inval_entry(parent, name))
+
+    def unmount(self) -> None:
+        """See :meth:`cachefs.transport.base.Transport.unmount`."""
+        fuse_device.unmount(self._mountpoint)
+
+    @property
+    def open_nodes(self) -> dict[int, int]:
+        """Nodes that are open, and how often; of earlier workers, too."""
+        return self._opens.nodes()
+
+    @property
+    def reads_here(self) -> int:
+        """READs that the relay has answered by itself."""
+        return self._exchange.reads_here
+
+    # --- starting -----------------------------------------------------------------------------
+
+    async def _run_pyfuse3(self) -> None:
+        await pyfuse3.main(1, TASKS)
+        if not self._finished.is_set():
+            raise RuntimeError("pyfuse3 stopped by itself")
+
+    async def _replay_init(self) -> bytes:
+        """Shake hands with libfuse as the kernel once did with the first worker's; the answer."""
+        assert self._ours is not None
+        self._ours.send(self._exchange.replay_init())
+        await trio.lowlevel.wait_readable(self._ours)
+        reply = memoryview(bytearray(self._ours.recv(4096)))
+        self._exchange.amend_init(reply)
+        return bytes(reply)
+
+    def _take_over(self, replayed: bytes) -> None:
+        """Finish what the last worker had begun, and have its unanswered requests resent."""
+        again = self._table.workers > 0
+        self._table.workers += 1
+        if replayed and not self._table.init_answered:
+            try:
+                os.write(self._device, replayed)
+            except FileNotFoundError:
+                pass  # the kernel has the last worker's
+            self._table.init_answered = True
+        if again:
+            self._opens.recover()
+            try:
+                os.write(self._device, wire.resend())
+            except OSError as error:
+                log.warning("the kernel does not resend what the last worker left: %s", error)
+
+    # --- pumping ------------------------------------------------------------------------------
+
+    async def _from_kernel(self) -> None:
+        device, exchange = self._device, self._exchange
+        buffer = bytearray(MESSAGE_MAX)
+        view = memoryview(buffer)
+        buffers = [buffer]
+        with self._reading:
+            while True:
+                for _ in range(_BATCH):
+                    try:
+                        n = os.readv(device, buffers)
+                    except BlockingIOError:
+                        if exchange.interrupted:
+                            self._watch.set()
+                        await trio.lowlevel.wait_readable(device)
+                        continue
+                    except OSError as error:
+                        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                            self._end()
+                            return
+                        if error.errno not in (errno.ENOENT, errno.EINTR):
+                            raise
+                        continue  # the request was withdrawn while it was read
+                    if not n:
+                        self._end()
+                        return
+                    if exchange.request(view[:n]):
+                        await self._pass_on(view[:n])
+                await trio.lowlevel.checkpoint()
+
+    def _end(self) -> None:
+        self._gate.unmounted()
+        self._finished.set()
+
+    async def _pass_on(self, message: memoryview) -> None:
+        assert self._ours is not None
+        while True:
+            try:
+                while self._backlog:
+                    self._ours.send(self._backlog[0])
+                    self._backlog.popleft()
+                self._ours.send(message)
+                return
+            except BlockingIOError:
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.wait_writable(self._ours)
+
+    async def _to_kernel(self) -> None:
+        ours, exchange = self._ours, self._exchange
+        assert ours is not None
+        buffer = bytearray(MESSAGE_MAX)
+        view = memoryview(buffer)
+        while True:
+            for _ in range(_BATCH):
+                try:
+                    n = ours.recv_into(buffer)
+                except BlockingIOError:
+                    if exchange.idle:
+                        self._answered.set()
+                    if self._table.init_answered:
+                        self._init_answered.set()
+                    await trio.lowlevel.wait_readable(ours)
+                    continue
+                if not n:
+                    return
+                exchange.reply(view[:n])
+            await trio.lowlevel.checkpoint()
+
+    async def _watch_interrupted(self) -> None:
+        while True:
+            await self._watch.wait()
+            self._watch = trio.Event()
+            while self._exchange.interrupted:
+                self._exchange.check_interrupted()
+                await trio.sleep(_INTERRUPT_POLL)
+
+    def _send_soon(self, message: bytes) -> None:
+        """Send to libfuse, or with the next request where there is no room now."""
+        assert self._ours is not None
+        if not self._backlog:
+            try:
+                self._ours.send(message)
+                return
+            except BlockingIOError:
+                pass
+        self._backlog.append(message)
+
+    def _write_notification(self, message: bytes) -> None:
+        self._notifier.write(self._device, message)
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER)
+        end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER)
+        end.setblocking(False)
+    return ends
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that one would have seen without nurseries: no group leaves the transport."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        real = [inner for inner in error.exceptions if not isinstance(inner, trio.Cancelled)]
+        error = (real or list(error.exceptions))[0]
+    return error

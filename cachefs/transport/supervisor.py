@@ -1,0 +1,425 @@
+"""The small parent that holds ``/dev/fuse`` and replaces its workers.
+
+Owns the mount, the descriptors that outlive a worker (the device; the table of :mod:`.table`), the
+worker processes and the clock by which they are judged. Imports neither pyfuse3 nor trio, reads no
+message and answers none: there is little here to go wrong.
+
+A worker's life::
+
+    started --(standby)--> waiting --GO--> serving --DRAIN--> leaving --> gone
+       \\______________________________________/  \\__ dies, or is silent and killed __/
+
+- **Dies** (any exit that was not announced): the next is started after a pause that grows with the
+  deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
+  ``settled`` seconds ends the row. After ``give_up_after`` deaths in a row the mount is detached.
+  The first worker of all gets one try: nobody has anything to lose yet.
+- **Silent** for ``beat_timeout``: SIGKILL, then as above.
+- **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
+  command, which now means the new code. It shakes hands with libfuse and waits. Then the first
+  drains and exits, and the second gets GO. INVARIANT: never do two workers have their turn at once:
+  GO is sent when the other is gone. If the second dies or does not report in ``start_timeout``, the
+  first goes on and nothing else happens.
+- **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says so and exits; so do we.
+
+INVARIANT: a killed worker is replaced even if it cannot be reaped: one of its threads may wait in
+the kernel (a notification) for an answer that only the next worker gives. After SIGKILL no thread
+runs any code of ours again, so the next may begin.
+
+The mount outlives the supervisor's death too, as long as its worker lives; nothing restarts either.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from . import device as fuse_device
+from .base import MountOptions, TransportInfo
+from .handover import DRAIN, ENVIRONMENT, GO, READY, STANDBY, STOP, UNMOUNTED, Inheritance
+from .table import OpenTable
+
+log = logging.getLogger(__name__)
+
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When the supervisor loses patience. Seconds, except the count."""
+
+    beat_interval: float = 1.0
+    beat_timeout: float = 15.0
+    start_timeout: float = 60.0
+    leave_timeout: float = 10.0
+    kill_grace: float = 1.0
+    settled: float = 0.3
+    first_pause: float = 0.05
+    longest_pause: float = 5.0
+    give_up_after: int = 20
+
+
+class _Worker:
+    """One worker process, and what it has said."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: socket.socket, now: float
+    ) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.control = control
+        self.pidfd = os.pidfd_open(process.pid)
+        self.started = self.heard = now
+        self.ready_at: float | None = None
+        self.standby = False
+        self.leave_by: float | None = None
+        self.killed_at: float | None = None
+        self.unmounted = False
+
+    def tell(self, word: bytes) -> None:
+        try:
+            self.control.send(word)
+        except OSError as error:
+            log.debug("worker %d does not listen: %s", self.pid, error)
+
+    def listen(self, now: float) -> list[bytes]:
+        words: list[bytes] = []
+        while True:
+            try:
+                word = self.control.recv(64)
+            except (BlockingIOError, ConnectionError):
+                return words
+            if not word:
+                return words
+            self.heard = now
+            words.append(word)
+
+    def kill(self, now: float) -> None:
+        if self.killed_at is None:
+            self.killed_at = now
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it serves, or waits for nothing but its turn."""
+        return self.standby or self.ready_at is not None
+
+    @property
+    def leader_is_dead(self) -> bool:
+        """Whether the main thread is gone although the process is not (proc(5), stat)."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text("ascii", "replace")
+        except OSError:
+            return True
+        return stat.rpartition(")")[2].split()[0] in "ZX"
+
+    def close(self) -> None:
+        self.control.close()
+        os.close(self.pidfd)
+
+
+class Supervisor:
+    """Runs *command* as the worker of a mount at *mountpoint* until it is unmounted.
+
+    *command* is an argument vector that composes a filesystem over
+    :class:`cachefs.transport.worker.Attachment`; it is run anew for each worker, so an upgraded
+    installation takes effect with the next one. *on_ready* is called once, when the first worker
+    answers.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        mountpoint: str,
+        info: TransportInfo,
+        options: MountOptions | None = None,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.info = info
+        self.reason = ""
+        self.restarts = 0
+        self._command = list(command)
+        self._mountpoint = mountpoint
+        self._options = options or MountOptions()
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._on_ready = on_ready
+        self._device = self._table = -1
+        self._current: _Worker | None = None
+        self._next: _Worker | None = None
+        self._ghosts: list[_Worker] = []
+        self._start_at: float | None = None
+        self._deaths = 0
+        self._served = False
+        self._stop_by: float | None = None
+        self._unmounted = False
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    # --- the interface ------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Mount, serve until unmounted or stopped; 0, or 1 when given up (then :attr:`reason` says
+        why). To be called in the main thread: it takes SIGTERM and SIGINT for :meth:`stop`, SIGHUP
+        for :meth:`upgrade`. Raises :class:`cachefs.transport.device.MountError`."""
+        handlers = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_signal)
+        try:
+            self._mount()
+            self._start(turn=True)
+            while not self._over:
+                self._wait()
+                self._check()
+        finally:
+            self._clean_up()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.reason:
+            log.error("gave up on %s: %s", self._mountpoint, self.reason)
+        return 1 if self.reason else 0
+
+    def stop(self) -> None:
+        """Detach the mount, let the worker finish what it has, and end. From a signal handler or
+        any thread."""
+        os.write(self._wake_w, b"t")
+
+    def upgrade(self) -> None:
+        """Start the command anew and hand over. From a signal handler or any thread."""
+        os.write(self._wake_w, b"u")
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            self.upgrade()
+        else:
+            self.stop()
+
+    @property
+    def _over(self) -> bool:
+        if self._current is not None or self._next is not None:
+            return False
+        return bool(self.reason) or self._unmounted or self._stop_by is not None
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake_r, select.POLLIN)
+        if self._device >= 0 and not self._unmounted:
+            poller.register(self._device, 0)  # POLLERR
+        for worker in self._workers():
+            poller.register(worker.control, select.POLLIN)
+            poller.register(worker.pidfd, select.POLLIN)
+        for ghost in self._ghosts:
+            poller.register(ghost.pidfd, select.POLLIN)
+        soon = self._limits.kill_grace / 2
+        if self._start_at is not None:
+            soon = min(soon, max(self._start_at - self._clock(), 0))
+        events = dict(poller.poll(int(soon * 1000) + 1))
+        if events.get(self._device, 0) & (select.POLLERR | select.POLLHUP):
+            self._on_unmounted()
+        if self._wake_r in events:
+            for wish in os.read(self._wake_r, 64).decode("ascii"):
+                if wish == "t":
+                    self._on_stop()
+                else:
+                    self._on_upgrade()
+
+    def _workers(self) -> list[_Worker]:
+        return [worker for worker in (self._current, self._next) if worker is not None]
+
+    def _check(self) -> None:
+        """Hear what workers say, then judge them by the clock."""
+        now = self._clock()
+        for worker in self._workers():
+            for word in worker.listen(now):
+                self._on_word(worker, word, now)
+        for worker in self._workers():
+            self._judge(worker, now)
+        for ghost in list(self._ghosts):
+            if ghost.process.poll() is not None:
+                self._ghosts.remove(ghost)
+                ghost.close()
+        if self._start_at is not None and now >= self._start_at:
+            self._start_at = None
+            self._start(turn=True)
+
+    def _on_word(self, worker: _Worker, word: bytes, now: float) -> None:
+        if word == READY:
+            worker.ready_at = now
+            log.info("worker %d serves %s", worker.pid, self._mountpoint)
+            if not self._served:
+                self._served = True
+                self._on_ready()
+        elif word == STANDBY and worker is self._next:
+            worker.standby = True
+            if self._current is not None:
+                log.info("worker %d is ready to take over from %d", worker.pid, self._current.pid)
+                self._leave(self._current, DRAIN, now)
+            else:
+                self._hand_over()
+        elif word == UNMOUNTED:
+            worker.unmounted = True
+            self._unmounted = True
+
+    def _judge(self, worker: _Worker, now: float) -> None:
+        limits = self._limits
+        if worker.process.poll() is not None:
+            self._on_gone(worker, f"worker {worker.pid} {_how(worker.process.returncode)}", now)
+        elif worker.killed_at is not None:
+            if now - worker.killed_at > limits.kill_grace:
+                self._ghosts.append(worker)
+                self._on_gone(worker, f"worker {worker.pid} was killed and cannot die", now)
+        elif worker.leader_is_dead:
+            worker.kill(now)
+        elif worker.leave_by is not None and now > worker.leave_by:
+            log.warning("worker %d does not leave; killing it", worker.pid)
+            worker.kill(now)
+        elif now - worker.heard > limits.beat_timeout:
+            log.error("worker %d is silent for %.0f s; killing it", worker.pid, now - worker.heard)
+            worker.kill(now)
+        elif not worker.is_up and now - worker.started > limits.start_timeout:
+            log.error("worker %d does not come up; killing it", worker.pid)
+            worker.kill(now)
+
+    # --- what happens -------------------------------------------------------------------------
+
+    def _on_gone(self, worker: _Worker, how: str, now: float) -> None:
+        if worker not in self._ghosts:
+            worker.close()
+        if worker is self._next:
+            self._next = None
+            if self._current is not None:
+                log.error("upgrade failed, %s; worker %d goes on", how, self._current.pid)
+                return
+        if worker is self._current:
+            self._current = None
+        if self._unmounted or self._stop_by is not None or worker.unmounted:
+            return
+        self.restarts += 1
+        if self._next is not None:
+            if self._next.standby:
+                self._hand_over()
+            return  # one that is still starting reports, or dies and comes here
+        if self.info.mode == "plain":
+            fuse_device.unmount(self._mountpoint)
+        if worker.leave_by is not None:  # a plain upgrade
+            self._start_at = now
+            return
+        settled = worker.ready_at is not None and now - worker.ready_at >= self._limits.settled
+        self._deaths = 1 if settled else self._deaths + 1
+        log.error("%s", how)
+        if not self._served or self._deaths >= self._limits.give_up_after:
+            self.reason = f"{self._deaths} workers died in a row, the last: {how}"
+            return
+        pause = 0.0
+        if self._deaths > 1:
+            pause = self._limits.first_pause * 2 ** min(self._deaths - 2, 20)
+        self._start_at = now + min(pause, self._limits.longest_pause)
+
+    def _hand_over(self) -> None:
+        assert self._next is not None
+        self._current, self._next = self._next, None
+        self._current.heard = self._current.started = self._clock()
+        self._current.standby = False
+        self._current.tell(GO)
+
+    def _leave(self, worker: _Worker, word: bytes, now: float) -> None:
+        worker.leave_by = now + self._limits.leave_timeout
+        worker.tell(word)
+
+    def _on_upgrade(self) -> None:
+        if self._current is None or self._current.ready_at is None or self._next is not None:
+            log.warning("no upgrade now: a worker is just starting")
+        elif self._stop_by is not None or self._unmounted or self._current.leave_by is not None:
+            log.warning("no upgrade now: it is ending")
+        elif self.info.mode == "plain":
+            log.warning("plain transport cannot hand over: the mount is made anew")
+            fuse_device.unmount(self._mountpoint)
+            self._leave(self._current, DRAIN, self._clock())
+        else:
+            self._start(turn=False)
+
+    def _on_stop(self) -> None:
+        if self._stop_by is not None:
+            return
+        now = self._clock()
+        self._stop_by = now + self._limits.leave_timeout
+        self._start_at = None
+        self._detach()
+        for worker in self._workers():
+            self._leave(worker, STOP, now)
+
+    def _on_unmounted(self) -> None:
+        self._unmounted = True
+        self._start_at = None
+        for worker in self._workers():
+            worker.leave_by = self._clock() + self._limits.leave_timeout
+
+    # --- processes ----------------------------------------------------------------------------
+
+    def _mount(self) -> None:
+        if fuse_device.is_mounted(self._mountpoint) and fuse_device.is_dead(self._mountpoint):
+            log.warning("detaching a dead mount from %s", self._mountpoint)
+            fuse_device.unmount(self._mountpoint)
+        if self.info.mode == "relay":
+            self._table = OpenTable.create()
+            self._device = fuse_device.open_device()
+            fuse_device.mount(self._device, self._mountpoint, self._options)
+
+    def _start(self, *, turn: bool) -> None:
+        ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        inheritance = Inheritance(
+            info=self.info,
+            mountpoint=self._mountpoint,
+            options=self._options,
+            control=workers.fileno(),
+            device=self._device,
+            table=self._table,
+            turn=turn,
+            restarts=self.restarts,
+            beat_interval=self._limits.beat_interval,
+        )
+        with workers:
+            process = subprocess.Popen(
+                self._command,
+                env={**os.environ, ENVIRONMENT: inheritance.to_text()},
+                pass_fds=inheritance.descriptors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        worker = _Worker(process, ours, self._clock())
+        if turn:
+            self._current = worker
+        else:
+            self._next = worker
+
+    def _detach(self) -> None:
+        try:
+            fuse_device.unmount(self._mountpoint)
+        except OSError as error:
+            log.error("cannot unmount %s: %s", self._mountpoint, error)
+
+    def _clean_up(self) -> None:
+        for worker in self._workers():
+            worker.kill(self._clock())
+            worker.close()
+        if not self._unmounted and (self._device >= 0 or self._served):
+            self._detach()
+        for fd in (self._device, self._table, self._wake_r, self._wake_w):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _how(status: int) -> str:
+    if status < 0:
+        return f"died of {signal.Signals(-status).name}"
+    return f"exited with status {status}"

@@ -1,0 +1,140 @@
+"""The worker's end of the supervisor: what it inherits, its heartbeat, the commands it takes.
+
+Owns the control socket in the worker. The composition root calls
+:meth:`Attachment.from_environment` and builds its transport with :meth:`Attachment.open_transport`;
+it knows nothing of pyfuse3 itself.
+
+The heartbeat is a trio task: it stops when the event loop does, whether or not anyone uses the
+filesystem, and goes on when the filesystem waits for a slow source.
+"""
+
+import logging
+import os
+import socket
+from typing import Protocol
+
+import trio
+
+from .base import Backing, Transport, TransportInfo
+from .handover import (
+    BEAT,
+    DRAIN,
+    DRAIN_SECONDS,
+    ENVIRONMENT,
+    GO,
+    READY,
+    STANDBY,
+    STOP,
+    UNMOUNTED,
+    Inheritance,
+)
+from .plain import PlainTransport
+from .relay import RelayTransport
+
+log = logging.getLogger(__name__)
+
+
+class _Drains(Protocol):
+    async def drain(self, timeout: float) -> bool: ...
+
+
+class Attachment:
+    """A worker's tie to its supervisor; also the :class:`.relay.Gate` of its transport."""
+
+    def __init__(self, inheritance: Inheritance) -> None:
+        self.inheritance = inheritance
+        self._control = socket.socket(fileno=inheritance.control)
+        self._control.setblocking(False)
+        for fd in inheritance.descriptors:
+            os.set_inheritable(fd, False)
+        self._turn = trio.Event()
+        if inheritance.turn:
+            self._turn.set()
+
+    @classmethod
+    def from_environment(cls) -> "Attachment | None":
+        """The tie to the supervisor that started this process, or None where none did. Takes the
+        descriptors over and the variable away, so call it once."""
+        text = os.environ.pop(ENVIRONMENT, None)
+        return None if text is None else cls(Inheritance.from_text(text))
+
+    @property
+    def info(self) -> TransportInfo:
+        """What the supervisor's probe found."""
+        return self.inheritance.info
+
+    @property
+    def restarts(self) -> int:
+        """How many workers this mount has had before."""
+        return self.inheritance.restarts
+
+    def open_transport(self, backing: Backing) -> Transport:
+        """The transport over what was inherited."""
+        inherited = self.inheritance
+        if inherited.info.mode == "plain":
+            return PlainTransport(
+                inherited.info,
+                mountpoint=inherited.mountpoint,
+                options=inherited.options,
+                gate=self,
+            )
+        return RelayTransport(
+            inherited.device,
+            inherited.table,
+            inherited.info,
+            mountpoint=inherited.mountpoint,
+            backing=backing,
+            read_ahead_kib=inherited.options.read_ahead_kib,
+            gate=self,
+        )
+
+    async def wait_turn(self) -> None:
+        """See :class:`cachefs.transport.relay.Gate`."""
+        if not self._turn.is_set():
+            self._tell(STANDBY)
+        await self._turn.wait()
+
+    def ready(self) -> None:
+        """See :class:`cachefs.transport.relay.Gate`."""
+        self._tell(READY)
+
+    def unmounted(self) -> None:
+        """See :class:`cachefs.transport.relay.Gate`. Without this word, a worker that exits is one
+        that died."""
+        self._tell(UNMOUNTED)
+
+    async def run(
+        self,
+        transport: _Drains,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Beat, and obey the supervisor, until cancelled. Losing the supervisor is logged and no
+        more: files that are open are worth more than being looked after."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            task_status.started()
+            while True:
+                await trio.lowlevel.wait_readable(self._control)
+                try:
+                    word = self._control.recv(64)
+                except ConnectionError:
+                    word = b""
+                if not word:
+                    log.error("the supervisor is gone; going on without it")
+                    nursery.cancel_scope.cancel()
+                elif word == GO:
+                    self._turn.set()
+                elif word in (DRAIN, STOP):
+                    nursery.start_soon(transport.drain, DRAIN_SECONDS)
+
+    async def _beat(self) -> None:
+        while True:
+            self._tell(BEAT)
+            await trio.sleep(self.inheritance.beat_interval)
+
+    def _tell(self, word: bytes) -> None:
+        try:
+            self._control.send(word)
+        except (BlockingIOError, ConnectionError):
+            pass  # a supervisor that does not listen learns nothing from one more word

@@ -1,0 +1,309 @@
+"""``images/``: one read-only file for each image, cached or yet to be fetched.
+
+A cached image and the same image while it was fetched are two nodes with two inode numbers, because
+an inode's pages and I/O mode are one thing for the kernel. Owns the open files and what is
+remembered of the source's answers; fetching is the fetcher's, deciding the cache's."""
+
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from cachefs.cache import OpenImage, Store
+from cachefs.drivers import Entry
+from cachefs.errors import ImageNotFoundError, StaleError
+from cachefs.fetcher import Fetcher, Flight
+from cachefs.image import State, check_image_id
+from cachefs.sources import SourceImage
+from cachefs.vfs.inodes import IMAGES_INODE, Room, Serials, join
+from cachefs.vfs.interrupt import unless_interrupted
+from cachefs.vfs.nodes import (
+    MAX_TIMEOUT,
+    Attributes,
+    Caller,
+    Directory,
+    Listed,
+    Listing,
+    Node,
+    OpenFile,
+)
+from cachefs.vfs.reader import Reader
+
+NAME_TIMEOUT = 1.0
+"""Seconds for which the kernel believes a name: as long may go by until it is seen that another
+process evicted the image. What this daemon evicts it tells the kernel at once."""
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds for which the source's description of an image is believed without a fetch of it."""
+
+_FILE_MODE = stat.S_IFREG | 0o444
+
+
+class ImageFile(OpenFile):
+    """A cached image, open; one for all who have that inode open."""
+
+    direct = False
+
+    def __init__(
+        self, image: OpenImage, reader: Reader, inode: int, on_close: Callable[[], None]
+    ) -> None:
+        self.handle = inode
+        self.entry = image.entry
+        self._image = image
+        self._reader = reader
+        self._on_close = on_close
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        return await self._reader.read(self._image.fd, offset, size, self.entry.size)
+
+    def close(self) -> None:
+        self._on_close()
+        self._image.close()
+
+
+class LazyFile(OpenFile):
+    """An image that is being fetched, open by one process; reads wait for their bytes."""
+
+    direct = False
+
+    def __init__(self, flight: Flight, reader: Reader, caller: Caller) -> None:
+        self._flight = flight
+        self._reader = reader
+        self._pid = caller.pid
+        flight.add_reader()
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        flight, stop = self._flight, offset + size
+        if not flight.has(offset, stop):
+            await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
+        return await self._reader.read(flight.fd, offset, size, flight.image.size)
+
+    def close(self) -> None:
+        self._flight.drop_reader()
+
+
+class CachedNode(Node):
+    """``images/ID`` of a cached image."""
+
+    def __init__(self, images: "Images", entry: Entry) -> None:
+        self._images = images
+        self.entry = entry
+
+    def attributes(self) -> Attributes:
+        entry = self.entry
+        return Attributes(
+            join(Room.CACHED, entry.inode),
+            _FILE_MODE,
+            entry.size,
+            mtime_ns=int(entry.last_modified * 1e9),
+            atime_ns=int(entry.last_accessed * 1e9),
+            entry_timeout=NAME_TIMEOUT,
+            attr_timeout=MAX_TIMEOUT,
+        )
+
+    async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        return self._images.open_cached(self.entry)
+
+    def xattrs(self) -> dict[str, bytes]:
+        entry = self.entry
+        return _xattrs(
+            state=State.CACHED,
+            hits=entry.hits,
+            size=entry.size,
+            checksum=entry.checksum or "",
+            fetched=entry.fetched or "",
+            last_accessed=entry.last_accessed,
+            pinned=int(entry.pinned),
+        )
+
+
+@dataclass(slots=True)
+class LazyNode(Node):
+    """``images/ID`` of an image that is not cached: *flight* is None until somebody opens it."""
+
+    images: "Images"
+    image: SourceImage
+    serial: int
+    asked: float
+    flight: Flight | None = None
+    lookups: int = 0
+
+    def attributes(self) -> Attributes:
+        return Attributes(
+            join(Room.LAZY, self.serial),
+            _FILE_MODE,
+            self.image.size,
+            entry_timeout=NAME_TIMEOUT,
+            attr_timeout=MAX_TIMEOUT,
+        )
+
+    async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        return self.images.open_lazy(self, caller)
+
+    def xattrs(self) -> dict[str, bytes]:
+        fetching = self.flight is not None
+        return _xattrs(
+            state=State.INCOMPLETE if fetching else State.ABSENT,
+            hits=self.flight.opens if self.flight else 0,
+            size=self.image.size,
+            checksum=self.image.digest or "",
+            fetched="",
+            last_accessed="",
+            pinned=0,
+        )
+
+
+class Images(Directory):
+    """The directory ``images/``. With *fetch_on_miss* a name that is not cached is asked of the
+    source; without, it does not exist."""
+
+    def __init__(
+        self, store: Store, fetcher: Fetcher, serials: Serials, *, fetch_on_miss: bool
+    ) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._serials = serials
+        self._fetch_on_miss = fetch_on_miss
+        self._reader = Reader()
+        self._open: dict[int, ImageFile] = {}
+        self._lazy: dict[int, LazyNode] = {}
+        self._lazy_by_id: dict[str, LazyNode] = {}
+        self.hits = 0
+        self.misses = 0
+
+    def attributes(self) -> Attributes:
+        return Attributes(
+            IMAGES_INODE, stat.S_IFDIR | 0o555, entry_timeout=MAX_TIMEOUT, attr_timeout=MAX_TIMEOUT
+        )
+
+    async def lookup(self, name: bytes, caller: Caller) -> Node:
+        image_id = check_image_id(name)
+        entry = self._store.get(image_id)
+        if entry is not None:
+            return CachedNode(self, entry)
+        if not self._fetch_on_miss:
+            raise ImageNotFoundError(f"image {image_id!r} is not cached")
+        node = self._known(image_id)
+        if node is None:
+            image = await unless_interrupted(caller.pid, lambda: self._fetcher.stat(image_id))
+            entry = self._store.get(image_id)  # it may have been published while we waited
+            if entry is not None:
+                return CachedNode(self, entry)
+            node = self._known(image_id) or self._remember(image)
+        node.lookups += 1
+        return node
+
+    async def open_listing(self) -> Listing:
+        return self
+
+    def page(self, position: int, limit: int) -> list[Listed]:
+        entries = self._store.driver.entries_after(position, limit)
+        return [
+            Listed(entry.image_id, CachedNode(self, entry).attributes(), entry.inode)
+            for entry in entries
+        ]
+
+    def listed(self, item: Listed) -> None:
+        pass  # cached images are found by their number, nothing is remembered
+
+    # Nodes by number
+
+    def cached_node(self, serial: int) -> Node:
+        """The node of a cached image, also of one evicted that is still open. Raises StaleError."""
+        entry = self._store.driver.by_inode(serial)
+        if entry is None:
+            file = self._open.get(serial)
+            if file is None:
+                raise StaleError(f"image number {serial} has been evicted")
+            entry = file.entry
+        return CachedNode(self, entry)
+
+    def lazy_node(self, serial: int) -> Node:
+        """The node of an image not cached. Raises StaleError."""
+        try:
+            return self._lazy[serial]
+        except KeyError:
+            raise StaleError(f"image number {serial} is forgotten") from None
+
+    def forget_lazy(self, serial: int, lookups: int) -> None:
+        """The kernel has dropped *lookups* references to a lazy node."""
+        node = self._lazy.get(serial)
+        if node is None:
+            return
+        node.lookups -= lookups
+        if node.lookups <= 0:
+            del self._lazy[serial]
+            if self._lazy_by_id.get(node.image.image_id) is node:
+                del self._lazy_by_id[node.image.image_id]
+
+    # Opening
+
+    def open_cached(self, entry: Entry) -> ImageFile:
+        """Open a cached image and count the hit. Raises StaleError where it has gone meanwhile."""
+        file = self._open.get(entry.inode)
+        if file is None:
+            try:
+                image = self._store.open_image(entry.image_id)
+            except ImageNotFoundError as error:
+                raise StaleError(str(error)) from error
+            if image.entry.inode != entry.inode:
+                image.close()
+                raise StaleError(f"image {entry.image_id!r} has been fetched anew")
+            file = ImageFile(
+                image,
+                self._reader,
+                join(Room.CACHED, entry.inode),
+                lambda: self._forget_open(entry.inode),
+            )
+            self._open[entry.inode] = file
+        self._store.hit(entry.image_id)
+        self.hits += 1
+        return file
+
+    def open_lazy(self, node: LazyNode, caller: Caller) -> LazyFile:
+        """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it
+        has been cached meanwhile, so that the kernel looks it up again."""
+        image_id = node.image.image_id
+        if node.flight is None or node.flight.finished.is_set():
+            if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
+                raise StaleError(f"image {image_id!r} is another by now")
+            node.flight = self._fetcher.start(node.image)
+        self.misses += 1
+        return LazyFile(node.flight, self._reader, caller)
+
+    def flight_ended(self, flight: Flight) -> None:
+        """A fetch has ended: its name means the cached image now, or is to be asked for again."""
+        self._lazy_by_id.pop(flight.image.image_id, None)
+
+    # Inside
+
+    def _forget_open(self, serial: int) -> None:
+        del self._open[serial]
+
+    def _known(self, image_id: str) -> LazyNode | None:
+        """The node of an image under way, or of one the source has described just now."""
+        flight = self._fetcher.flights.get(image_id)
+        node = self._lazy_by_id.get(image_id)
+        if flight is not None:
+            if node is None or node.image != flight.image:
+                node = self._remember(flight.image)
+            node.flight = flight
+        elif node is not None and trio.current_time() - node.asked > ANSWER_TIMEOUT:
+            return None
+        return node
+
+    def _remember(self, image: SourceImage) -> LazyNode:
+        """The node of this version of an image: the old one, if it is of the same version."""
+        node = self._lazy_by_id.get(image.image_id)
+        if node is not None and node.image == image:
+            node.asked = trio.current_time()
+            return node
+        node = LazyNode(self, image, self._serials.next(), trio.current_time())
+        self._lazy[node.serial] = node
+        self._lazy_by_id[image.image_id] = node
+        return node
+
+
+def _xattrs(**values: object) -> dict[str, bytes]:
+    return {f"user.cachefs.{name}": str(value).encode() for name, value in values.items()}

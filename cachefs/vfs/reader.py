@@ -1,0 +1,48 @@
+"""Reading a file for the kernel: at once where the page cache has the bytes, else in a thread.
+
+One buffer serves all reads that need not wait. That is safe because whoever asked consumes it
+before the event loop runs anything else (pyfuse3 replies right after the handler returns, without
+awaiting)."""
+
+import errno
+import os
+
+import trio
+
+BUFFER = 2**20
+"""Bytes of the shared buffer: the most that the kernel asks for in one read (FUSE_MAX_MAX_PAGES is
+256 pages in ``fs/fuse/fuse_i.h``)."""
+
+MAX_READS = 16
+"""Reads that may wait for the disk at once, each in a thread."""
+
+
+class Reader:
+    """Reads from file descriptors on behalf of one event loop."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(BUFFER))
+        self._limiter = trio.CapacityLimiter(MAX_READS)
+
+    async def read(self, fd: int, offset: int, size: int, end: int) -> memoryview | bytes:
+        """The bytes [*offset*, *offset* + *size*) of a file of *end* bytes.
+
+        Consume the result before awaiting anything. Raises OSError as read(2).
+        """
+        size = max(0, min(size, end - offset))
+        if size <= BUFFER:
+            count = self._read_now(fd, offset, size)
+            if count == size:
+                return self._view[:count]
+        return await trio.to_thread.run_sync(os.pread, fd, size, offset, limiter=self._limiter)
+
+    def _read_now(self, fd: int, offset: int, size: int) -> int:
+        """How many bytes came without waiting for the disk (``RWF_NOWAIT``, preadv2(2))."""
+        try:
+            return os.preadv(fd, [self._view[:size]], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # a filesystem that cannot promise it
+                return 0
+            raise

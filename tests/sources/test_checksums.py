@@ -1,0 +1,194 @@
+"""The formats of checksum files, which one wins, and for how long."""
+
+import hashlib
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cachefs.errors import SourceError, SourceTimeoutError
+from cachefs.sources.checksums import (
+    BELIEVED,
+    FRESH,
+    ChecksumFiles,
+    SmallFile,
+    parse_list,
+    parse_single,
+)
+
+A, B = "a1" * 32, "b2" * 32
+
+
+class Files:
+    """Small files by name, whose reading is counted; an exception among them is raised."""
+
+    def __init__(self, **files: str | Exception) -> None:
+        self.files = files
+        self.read: list[str] = []
+        self.now = 0.0
+        self.sums = ChecksumFiles(self.open, lambda: self.now)
+
+    def open(self, name: str, known: str | None, limit: int) -> SmallFile | None:
+        self.read.append(name)
+        found = self.files.get(name)
+        if found is None:
+            return None
+        if isinstance(found, Exception):
+            raise found
+        version = str(hash(found))
+        return SmallFile(version, None if version == known else found.encode())
+
+    def digest(self, image_id: str = "img", version: str | None = "v1") -> str:
+        return str(self.sums.digest_of(image_id, version))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{A}  img",
+        f"{A} *img",
+        f"{A} img",
+        f"{A}\timg",
+        f"{A.upper()}  img\r",
+        f"{A}  ./img",
+        f"SHA256 (img) = {A}",
+        f"SHA256(img)= {A}",
+        f"SHA2-256(img)= {A}",
+        f"\ufeff{A}  img",
+    ],
+)
+def test_a_line_names_an_image_and_its_digest(line: str) -> None:
+    digests = parse_list(f"{line}\n".encode(), "sha256")
+    assert {name: digest.hex for name, digest in digests.items()} == {"img": A}
+
+
+def test_lines_that_are_no_digests_are_skipped() -> None:
+    text = f"""-----BEGIN PGP SIGNED MESSAGE-----
+Hash: SHA256
+
+# a comment
+{A}  img
+{"c3" * 64}  img
+SHA512 (img) = {"c3" * 64}
+{A}
+zz{A[2:]}  other
+\ufffd
+
+-----BEGIN PGP SIGNATURE-----
+iQIzBAEBCAAdFiEEhDk4488sYZ7Mzb7I2UYnzA==
+-----END PGP SIGNATURE-----
+""".encode()
+    assert list(parse_list(text + b"\xff\xfe" + A.encode() + b"  x\n", "sha256")) == ["img"]
+
+
+def test_the_later_of_two_lines_counts() -> None:
+    assert parse_list(f"{A}  img\n{B}  img".encode(), "sha256")["img"].hex == B
+
+
+@pytest.mark.parametrize("name", ["a b", "back\\slash", " x ", "(p) = q", "é", "*star", "100%"])
+@pytest.mark.parametrize("options", [[], ["--tag"], ["--binary"]])
+def test_what_coreutils_writes_is_understood(tmp_path: Path, name: str, options: list[str]) -> None:
+    (tmp_path / name).write_bytes(b"12345")
+    listed = subprocess.run(
+        ["sha256sum", *options, "--", name], cwd=tmp_path, check=True, capture_output=True
+    ).stdout
+    expected = hashlib.sha256(b"12345").hexdigest()
+    assert parse_list(listed, "sha256")[name].hex == expected
+
+
+@pytest.mark.parametrize(
+    "text", [A, f"{A}\n", f"\n{A}\r\n", f"{A}  img\n", f"{A}  /srv/old name\n", f"{A}  -\n"]
+)
+def test_a_file_of_one_image_needs_no_name(text: str) -> None:
+    assert parse_single(text.encode(), "sha256", "img").hex == A
+
+
+def test_a_file_of_one_image_may_list_others_too() -> None:
+    assert parse_single(f"{A}  x\n{B}  img\n".encode(), "sha256", "img").hex == B
+
+
+@pytest.mark.parametrize("text", ["", "hello", f"{A}  x\n{B}  y\n", "a1" * 16])
+def test_a_file_of_one_image_without_its_digest_is_an_error(text: str) -> None:
+    with pytest.raises(SourceError, match="holds no sha256"):
+        parse_single(text.encode(), "sha256", "img")
+
+
+def test_the_strongest_list_wins_over_weaker_ones_and_over_the_images_own_file() -> None:
+    files = Files(
+        SHA512SUMS=f"{A}{A}  img",
+        SHA256SUMS=f"{A}  img",
+        **{"img.sha512": B + B},
+    )
+    assert files.digest() == f"sha512:{A}{A}"
+
+
+def test_an_images_own_file_is_read_only_if_no_list_names_it() -> None:
+    files = Files(MD5SUMS=f"{'d4' * 16}  img", **{"img.sha512": B + B, "other.sha256": A})
+    assert files.digest("img") == f"md5:{'d4' * 16}"
+    assert "img.sha512" not in files.read
+    assert files.digest("other") == f"sha256:{A}"
+
+
+def test_no_checksum_file_means_no_digest() -> None:
+    assert Files().digest() == "None"
+
+
+@pytest.mark.parametrize("name", ["SHA512SUMS", "MD5SUMS", "img.md5"])
+def test_an_error_keeps_its_kind_and_is_not_remembered(name: str) -> None:
+    files = Files(**{name: SourceTimeoutError("late")})
+    for _ in range(2):
+        with pytest.raises(SourceTimeoutError, match="cannot verify images: late"):
+            files.digest()
+    del files.files[name]
+    assert files.digest() == "None"
+
+
+def test_an_answer_is_believed_for_a_while_for_one_version() -> None:
+    files = Files(SHA256SUMS=f"{A}  img")
+    files.digest()
+    files.files["SHA256SUMS"] = f"{B}  img"
+    files.read.clear()
+    files.now += BELIEVED - 1
+    assert files.digest(version="v1") == f"sha256:{A}"
+    assert files.read == []
+    assert files.digest(version="v2") == f"sha256:{B}"
+    files.now += 2
+    assert files.digest(version="v1") == f"sha256:{B}"
+
+
+def test_a_list_written_after_the_first_look_is_noticed_for_a_new_image() -> None:
+    files = Files()
+    files.digest("old")
+    files.files["SHA256SUMS"] = f"{A}  new"
+    files.now += FRESH
+    assert files.digest("new") == f"sha256:{A}"
+
+
+def test_lists_are_not_read_again_for_each_of_many_images() -> None:
+    files = Files(SHA256SUMS="".join(f"{A}  {number}\n" for number in range(50)))
+    for number in range(50):
+        files.digest(str(number))
+    assert files.read == ["SHA512SUMS", "SHA256SUMS"]
+
+
+def test_threads_that_ask_at_once_read_a_list_once() -> None:
+    files = Files(SHA512SUMS="".join(f"{A}{A}  {number}\n" for number in range(8)))
+    together = threading.Barrier(8)
+
+    def ask(number: int) -> str:
+        together.wait()
+        return files.digest(str(number))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(ask, range(8))) == {f"sha512:{A}{A}"}
+    assert files.read == ["SHA512SUMS"]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachefs.sources.checksums._MAX_ANSWERS", 3)
+    files = Files()
+    for number in range(10):
+        files.digest(str(number))
+    assert len(files.sums._answers) == 3

@@ -1,0 +1,41 @@
+"""Serve smallfs under a supervisor: the parent process of a test mount that outlives its workers.
+
+usage: python -m tests.support.supervise relay|plain SOURCE MOUNTPOINT [LIMIT=SECONDS]...
+Prints "ready" once the mount answers; logs to standard error. The file ``SOURCE/../command``, if it
+exists when a worker is started, replaces the program that serves (for upgrades that go wrong).
+"""
+
+import logging
+import sys
+
+from cachefs.transport.base import TransportInfo
+from cachefs.transport.supervisor import Limits, Supervisor
+
+
+def main() -> int:
+    mode, source, mountpoint, *rest = sys.argv[1:]
+    assert "trio" not in sys.modules
+    assert "pyfuse3" not in sys.modules
+    logging.basicConfig(level=logging.INFO, format="%(process)d supervisor: %(message)s")
+    limits = {name: float(value) for name, value in (word.split("=") for word in rest)}
+    if "give_up_after" in limits:
+        limits["give_up_after"] = int(limits["give_up_after"])
+    info = TransportInfo("relay", True, "") if mode == "relay" else TransportInfo("plain", False, "")
+    worker = "import os, sys; c = os.path.join(sys.argv[1], '..', 'command'); " \
+        "os.path.exists(c) and exec(open(c).read()); sys.argv[1:1] = ['worker']; " \
+        "from tests.support.smallfs import main; main()"
+    command = [sys.executable, "-c", worker, source, mountpoint]
+    supervisor = Supervisor(
+        command,
+        mountpoint,
+        info,
+        limits=Limits(**limits),  # type: ignore[arg-type]
+        on_ready=lambda: print("ready", flush=True),
+    )
+    status = supervisor.run()
+    print("over", status, supervisor.reason, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
