@@ -1,18 +1,24 @@
 """The cache of one directory: decisions, reservations, publishing. No trio, no FUSE, no sources."""
 
 from cachefs.cache.image_cache import ImageCache
+from cachefs.cache.lock import share
+from cachefs.cache.partial import CHUNK, PartialMap, Version
 from cachefs.cache.queue import Failure
 from cachefs.cache.room import Limits, Usage
 from cachefs.cache.store import OpenImage, Store
 from cachefs.cache.transaction import Hasher, Transaction
 
 __all__ = [
+    "CHUNK",
     "Failure",
     "Hasher",
     "ImageCache",
     "Limits",
     "OpenImage",
+    "PartialMap",
     "Store",
     "Transaction",
     "Usage",
+    "Version",
+    "share",
 ]

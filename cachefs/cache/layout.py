@@ -24,6 +24,7 @@ class Layout:
         self.queue_dir = base / "queue"
         self.private_dir = base / ".cachefs"
         self.failed_dir = self.private_dir / "failed"
+        self.maps_dir = self.private_dir / "maps"
         self.scratch_dir = self.private_dir / "scratch"
         self.lock_file = self.private_dir / "lock"
 
@@ -34,6 +35,7 @@ class Layout:
             self.invalid_dir,
             self.queue_dir,
             self.failed_dir,
+            self.maps_dir,
             self.scratch_dir,
         ):
             directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -57,6 +59,10 @@ class Layout:
     def failed(self, image_id: str) -> Path:
         """The record of a failure, JSON; there are failures without bytes in ``invalid/``."""
         return self.failed_dir / image_id
+
+    def map(self, image_id: str) -> Path:
+        """The durable map of an incomplete image; see :mod:`cachefs.cache.partial`."""
+        return self.maps_dir / image_id
 
     def write_atomically(self, path: Path, content: bytes) -> None:
         """Replace *path* by *content*, so that every reader, also after a power loss, finds the old

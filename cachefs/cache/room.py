@@ -44,6 +44,16 @@ class Usage:
         return max(0, self.limit - self.cached - self.reserved - self.rejected)
 
 
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Bytes in ``invalid/`` (*rejected*), or in ``incomplete/`` without a writer; *size* in
+    bytes."""
+
+    image_id: str
+    size: int
+    rejected: bool
+
+
 class Room:
     """Measures the room of a cache directory. The caller holds the directory's lock."""
 
@@ -72,19 +82,20 @@ class Room:
         over_disk = limits.min_free.of(total) - free
         return Usage(limit, cached, reserved, rejected, max(0, over_limit, over_disk))
 
-    def victims(self, *, spare: str | None = None) -> Iterator[Entry]:
+    def victims(self, *, spare: str) -> Iterator[Entry]:
         """The images that may go, least recently used first: neither pinned nor held open by any
         process, nor *spare*."""
         for entry in self._driver.lru():
             if entry.image_id != spare and not is_held(self._layout.image(entry.image_id)):
                 yield entry
 
-    def rejects(self) -> list[tuple[str, int]]:
-        """IDs and sizes in ``invalid/``, oldest first: of less use than any image, so the first to
-        go."""
-        found = [
-            (status.st_mtime_ns, name, status.st_size)
-            for name, status in files_in(self._layout.invalid_dir)
-            if status.st_size
-        ]
-        return [(name, size) for _, name, size in sorted(found)]
+    def leftovers(self, *, spare: str) -> list[Leftover]:
+        """Rejected bytes, and partial files that nobody writes, oldest first: of less use than any
+        image, so the first to go. *spare* is left out."""
+        found = []
+        for directory in (self._layout.invalid_dir, self._layout.incomplete_dir):
+            rejected = directory == self._layout.invalid_dir
+            for name, status in files_in(directory):
+                if status.st_size and name != spare and not is_held(directory / name):
+                    found.append((status.st_mtime_ns, Leftover(name, status.st_size, rejected)))
+        return [leftover for _, leftover in sorted(found, key=lambda pair: pair[0])]

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from cachefs.cache.layout import Layout, files_in, sync_directory
 from cachefs.cache.lock import DirectoryLock, is_held, own, share
+from cachefs.cache.partial import PartialMap, Version
 from cachefs.cache.queue import Failure, Failures, Queue
-from cachefs.cache.room import Limits, Room, Usage
+from cachefs.cache.room import Leftover, Limits, Room, Usage
 from cachefs.cache.transaction import Transaction, open_incomplete
 from cachefs.drivers import Driver, Entry, Totals, open_driver
 from cachefs.errors import (
@@ -156,24 +157,45 @@ class Store:
 
     # Writing
 
-    def begin(self, image_id: str, size: int | None = None) -> Transaction:
+    def begin(
+        self, image_id: str, size: int | None = None, version: Version | None = None
+    ) -> Transaction:
         """Start caching an image of *size* bytes, or of a size nobody knows yet.
 
-        Room is made and reserved first, evicting as needed. Raises ImageExistsError when it is
-        cached, ImageBusyError while another writer lives, NoRoomError when it cannot fit: then
-        nothing was evicted for it."""
+        With *version* the transaction has a map, and goes on where an earlier one of surely the
+        same version left off. Room is made and reserved first, evicting as needed. Raises
+        ImageExistsError when it is cached, ImageBusyError while another writer lives, NoRoomError
+        when it cannot fit: then nothing was evicted for it. """
         check_image_id(image_id)
         with self._lock:
             if self.driver.get(image_id) is not None or self._adopt(image_id):
                 raise ImageExistsError(f"image {image_id!r} is cached already")
-            path = self.layout.incomplete(image_id)
-            transaction = Transaction(self, image_id, path, open_incomplete(path), size)
+            path, map_path = self.layout.incomplete(image_id), self.layout.map(image_id)
+            earlier = PartialMap.open(map_path) if version and path.exists() else None
+            keep = (
+                earlier is not None and version is not None and earlier.version.is_surely(version)
+            )
+            if earlier is not None and not keep:
+                earlier.close()
+            fd = open_incomplete(path, keep=keep)
+            transaction = Transaction(self, path, fd, size, earlier if keep else None)
             try:
-                self.reserve(path, transaction.fd, size or 0)
+                self.reserve(path, fd, size or 0)
+                if version is not None and not keep:
+                    transaction.partial = PartialMap.create(map_path, version)
             except BaseException:
                 transaction.abort()
                 raise
         return transaction
+
+    def abandoned(self) -> list[str]:
+        """The incomplete images that can be gone on with and that nobody writes."""
+        names = [name for name, _ in files_in(self.layout.maps_dir)]
+        return sorted(
+            name
+            for name in names
+            if self.layout.incomplete(name).exists() and not self.is_being_written(name)
+        )
 
     def reserve(self, path: Path, fd: int, size: int) -> None:
         """Make room and lengthen an incomplete file to *size* bytes; its length is its reservation.
@@ -279,7 +301,7 @@ class Store:
                 if status.st_mtime <= self._clock() - stall_time and not self.is_being_written(
                     name
                 ):
-                    self.layout.incomplete(name).unlink(missing_ok=True)
+                    self._drop_partial(name)
                     stalled += 1
         return stalled
 
@@ -293,35 +315,45 @@ class Store:
                 raise NoRoomError(
                     f"image {what!r} needs {wanted} bytes, and max_size is {usage.limit}"
                 )
-            rejects, victims, short = self._choose(usage.over, spare=what)
+            leftovers, victims, short = self._choose(usage.over, spare=what)
             if reserving and short > 0:
                 raise NoRoomError(
                     f"no room for image {what!r}: {short} of {wanted} bytes short, without all "
                     "that is neither open nor pinned"
                 )
-            for name in rejects:
-                self.layout.invalid(name).unlink(missing_ok=True)
+            for leftover in leftovers:
+                self._drop_leftover(leftover)
             dropped = self._drop(victims)
             images, size = images + len(dropped), size + sum(entry.size for entry in dropped)
-            if not dropped and not rejects:  # nothing more may go
+            if not dropped and not leftovers:  # nothing more may go
                 break
         return images, size
 
-    def _choose(self, goal: int, *, spare: str) -> tuple[list[str], list[Entry], int]:
-        """Rejects and images whose going frees *goal* bytes, and how many bytes that falls
+    def _choose(self, goal: int, *, spare: str) -> tuple[list[Leftover], list[Entry], int]:
+        """Leftovers and images whose going frees *goal* bytes, and how many bytes that falls
         short."""
-        rejects, victims = [], []
-        for name, size in self._room.rejects():
+        leftovers, victims = [], []
+        for leftover in self._room.leftovers(spare=spare):
             if goal > 0:
-                rejects.append(name)
-                goal -= size
+                leftovers.append(leftover)
+                goal -= leftover.size
         if goal > 0:
             for entry in self._room.victims(spare=spare):
                 victims.append(entry)
                 goal -= entry.size
                 if goal <= 0:
                     break
-        return rejects, victims, goal
+        return leftovers, victims, goal
+
+    def _drop_leftover(self, leftover: Leftover) -> None:
+        if leftover.rejected:
+            self.layout.invalid(leftover.image_id).unlink(missing_ok=True)
+        else:
+            self._drop_partial(leftover.image_id)
+
+    def _drop_partial(self, image_id: str) -> None:
+        self.layout.map(image_id).unlink(missing_ok=True)
+        self.layout.incomplete(image_id).unlink(missing_ok=True)
 
     def _drop(self, victims: list[Entry]) -> list[Entry]:
         """Remove those of *victims* that nobody has opened since they were chosen."""
@@ -387,10 +419,14 @@ class Store:
         adopted, dropped = self.driver.reconcile()
         if adopted or dropped:
             log.info("adopted %d images without a record, dropped %d records", adopted, dropped)
-        for name, _ in list(files_in(self.layout.incomplete_dir)):
+        maps = {name for name, _ in files_in(self.layout.maps_dir)}
+        partial = {name for name, _ in files_in(self.layout.incomplete_dir)}
+        for name in partial - maps:
             if not self.is_being_written(name):
                 self.layout.incomplete(name).unlink(missing_ok=True)
                 log.info("removed %r, left half written by a writer that is gone", name)
+        for name in maps - partial:
+            self.layout.map(name).unlink(missing_ok=True)
         for name, status in list(files_in(self.layout.scratch_dir)):
             if status.st_mtime < time.time() - 60:
                 (self.layout.scratch_dir / name).unlink(missing_ok=True)

@@ -7,7 +7,8 @@ States of ``incomplete/ID``, and what a crash leaves in each:
 state    on disk                                           mended at start by
 ======== ================================================= ==================================
 open     the file, locked by its writer; its length is     the lock is gone with the writer:
-         the room that is reserved for it                  the file is removed
+         the room that is reserved for it; a map of its    with a map, the file is kept to be
+         chunks, where the source can be asked for ranges  gone on with, else it is removed
 synced   the same, all bytes durable                       the same
 recorded the same, and the index has the image             the record has no file: dropped
 renamed  ``ID``, recorded; the name perhaps not durable    name lost: record dropped;
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from cachefs.cache.lock import own
+from cachefs.cache.partial import PartialMap
 from cachefs.drivers import Entry
 from cachefs.errors import CacheFSError, ChecksumError, ImageBusyError, NoRoomError
 from cachefs.image import Digest
@@ -56,11 +58,19 @@ class Transaction:
     unless it has ended. One thread appends; :attr:`fd` may be written by several at known
     offsets."""
 
-    def __init__(self, owner: Owner, image_id: str, path: Path, fd: int, size: int | None) -> None:
-        self.image_id = image_id
+    def __init__(
+        self,
+        owner: Owner,
+        path: Path,
+        fd: int,
+        size: int | None,
+        partial: PartialMap | None = None,
+    ) -> None:
+        self.image_id = path.name
         self.path = path
         self.fd = fd
         self.size = size
+        self.partial = partial
         self._owner = owner
         self._reserved = size or 0
         self._written = 0
@@ -119,6 +129,7 @@ class Transaction:
             verified=verified,
         )
         entry = self._owner.publish(entry, self.path, self.fd)
+        self._remove_map()
         self._close()
         return entry
 
@@ -126,7 +137,17 @@ class Transaction:
         """Throw the bytes away. Nothing happens to a transaction that has ended."""
         if self._open:
             if _is_at(self.fd, self.path):  # else it was cleaned away, and is somebody else's now
+                self._remove_map()
                 self.path.unlink()
+            self._close()
+
+    def keep(self) -> None:
+        """Leave off, and keep what is marked in the map for a later :meth:`Store.begin` of the same
+        version. Blocks until it is durable. Without a map it is :meth:`abort`."""
+        if self.partial is None:
+            self.abort()
+        elif self._open:
+            self.partial.sync(self.fd)
             self._close()
 
     def reject(self, error: CacheFSError, source: str | None = None) -> None:
@@ -134,6 +155,7 @@ class Transaction:
         if self.size is None:
             os.ftruncate(self.fd, self._written)
         self._owner.reject(self.image_id, self.path, error, source)
+        self._remove_map()
         self._close()
 
     def _grow(self, end: int) -> None:
@@ -144,8 +166,14 @@ class Transaction:
             self._owner.reserve(self.path, self.fd, end)
             self._reserved = end
 
+    def _remove_map(self) -> None:
+        if self.partial is not None:
+            self.partial.remove()
+
     def _close(self) -> None:
         self._open = False
+        if self.partial is not None:
+            self.partial.close()
         os.close(self.fd)
 
 
@@ -182,27 +210,27 @@ def checksum_text(digest: Digest | None) -> str | None:
     return digest.hex if digest.algorithm == "md5" else str(digest)
 
 
-def open_incomplete(path: Path) -> int:
-    """Create and lock ``incomplete/ID``; the descriptor. Raises ImageBusyError while a writer
-    lives.
+def open_incomplete(path: Path, *, keep: bool = False) -> int:
+    """Open and lock ``incomplete/ID``; the descriptor. Raises ImageBusyError while a writer lives.
 
-    A file whose writer is gone is emptied and taken over at once: it must not block its image.
-    """
+    A file whose writer is gone must not block its image: it is replaced by a new and empty one,
+    never emptied, since a thread of its writer may be left; or it is taken over where *keep* says
+    so. """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
             own(fd)
-            if not _is_at(fd, path):  # its last writer ended between our open and our lock
-                os.close(fd)
-                continue
-            os.ftruncate(fd, 0)
+            if _is_at(fd, path):  # else its last writer ended between our open and our lock
+                if keep or os.fstat(fd).st_size == 0:
+                    return fd
+                path.unlink()
         except BlockingIOError:
             os.close(fd)
             raise ImageBusyError(f"image {path.name!r} is being cached already") from None
         except BaseException:
             os.close(fd)
             raise
-        return fd
+        os.close(fd)
 
 
 def _is_at(fd: int, path: Path) -> bool:

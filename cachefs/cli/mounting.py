@@ -109,7 +109,8 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
-def umount(mountpoint: Path) -> None:
+@click.argument("mountpoint")
+def umount(mountpoint: str) -> None:
     """Unmount MOUNTPOINT; returns once its daemon has let go of the cache."""
-    unmount(mountpoint)
+    # A plain text: click.Path would stat it, and wait for ever for a daemon that hangs.
+    unmount(Path(mountpoint))

@@ -3,19 +3,18 @@
 Works on a mount whose daemon hangs or is dead.
 """
 
+import json
 import os
 import select
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from cachefs.cli.control import Control
 from cachefs.cli.mounts import mounted_at
 from cachefs.cli.output import one_line
-from cachefs.errors import CacheFSError, MountError
+from cachefs.errors import MountError
 
 STATUS_SECONDS = 2.0
 """How long a daemon may take to say who it is; a hanging one must not keep us from unmounting."""
@@ -53,7 +52,8 @@ def unmount(path: Path) -> None:
 
 def _ask_the_kernel(mountpoint: Path) -> None:
     """Run umount(8) as root, else fusermount3(1), which is set-uid."""
-    command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    # Not canonicalised: umount(8) would look at the mountpoint, and wait for a daemon that hangs.
+    command = ["umount", "-c"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     try:
         result = subprocess.run(
             [*command, "--", str(mountpoint)], capture_output=True, text=True, check=False
@@ -70,22 +70,20 @@ def _ask_the_kernel(mountpoint: Path) -> None:
 
 def _daemons(mountpoint: Path) -> list[int]:
     """The processes that serve the mount, by its own account; none when it does not answer."""
-    found: list[int] = []
-
-    def ask() -> None:
-        try:
-            worker = Control(mountpoint).status().get("worker")
-        except (OSError, CacheFSError):
-            return  # a dead daemon holds nothing that could be waited for
-        if isinstance(worker, dict):
-            pids = (worker.get("supervisor"), worker.get("pid"))
-            found.extend(pid for pid in pids if isinstance(pid, int) and pid > 0)
-
-    # A thread, since the read cannot be given up; a daemon one, so that it dies with us.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(STATUS_SECONDS)
-    return list(found)
+    try:
+        # A process of its own: it can be killed when the daemon hangs, where a read of ours could
+        # not be given up, and would keep the mount busy.
+        answer = subprocess.run(
+            ["cat", "--", str(mountpoint / "control" / "status")],
+            capture_output=True,
+            check=True,
+            timeout=STATUS_SECONDS,
+        )
+        worker = json.loads(answer.stdout).get("worker")
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
+        return []  # a dead daemon holds nothing that could be waited for
+    pids = (worker.get("supervisor"), worker.get("pid")) if isinstance(worker, dict) else ()
+    return [pid for pid in pids if isinstance(pid, int) and pid > 0]
 
 
 def _users(mountpoint: Path) -> Iterator[str]:
@@ -94,6 +92,8 @@ def _users(mountpoint: Path) -> Iterator[str]:
     By the links in ``/proc/PID`` (proc(5)), which only root sees of other users' processes.
     """
     for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
         links = [process / "cwd", process / "root", *_listed(process / "fd")]
         if any(_below(link, mountpoint) for link in links):
             try:

@@ -64,13 +64,14 @@ class Operator:
 
     def queued(self) -> list[str]:
         """Queued IDs in queue order, without those whose fetch has begun."""
-        under_way = set(self._fetcher.flights)
+        under_way = self._fetcher.under_way()
         return [image_id for image_id in self._store.queue.ids() if image_id not in under_way]
 
     def enqueue(self, image_id: str) -> None:
         """Queue an image. Raises ImageExistsError when it is cached or being fetched."""
-        if image_id in self._fetcher.flights:
+        if self._fetcher.is_under_way(image_id):
             raise ImageExistsError(f"image {image_id!r} is being fetched already")
+        self._fetcher.forget_answer(image_id)
         self._store.enqueue(image_id)
         self._fetcher.wake()
 
@@ -87,7 +88,7 @@ class Operator:
     def queue_record(self, image_id: str) -> ImageRecord | None:
         """A queued image's record; its *last_modified* is when it was queued."""
         since = self._store.queue.since(image_id)
-        if since is None or image_id in self._fetcher.flights:
+        if since is None or self._fetcher.is_under_way(image_id):
             return None
         return ImageRecord(
             image_id, 0, last_modified=since, state=State.QUEUED, source=self._fetcher.source.url
@@ -97,7 +98,7 @@ class Operator:
 
     def incomplete(self) -> list[str]:
         """The images being fetched here, and those that another process is caching."""
-        return sorted({*self._fetcher.flights, *(name for name, _ in self._store.incomplete())})
+        return sorted({*self._fetcher.under_way(), *(name for name, _ in self._store.incomplete())})
 
     def cancel(self, image_id: str) -> None:
         """Cancel a fetch. Raises ImageNotFoundError."""
@@ -117,6 +118,8 @@ class Operator:
                 checksum=str(flight.image.digest) if flight.image.digest else None,
                 progress=progress.arrived,
             )
+        if self._fetcher.is_under_way(image_id):  # between two tries
+            return ImageRecord(image_id, 0, state=State.INCOMPLETE, progress=0)
         for name, status in self._store.incomplete():
             if name == image_id:
                 return ImageRecord(

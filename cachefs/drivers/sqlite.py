@@ -63,8 +63,9 @@ CREATE TRIGGER IF NOT EXISTS cachefs_follow_size AFTER UPDATE OF size ON cached_
 
 CATCH_UP = """
 DELETE FROM cachefs_images WHERE image_id NOT IN (SELECT image_id FROM cached_images);
-INSERT OR IGNORE INTO cachefs_images(image_id, last_accessed, size)
-    SELECT image_id, coalesce(last_accessed, 0.0), coalesce(size, 0) FROM cached_images;
+INSERT INTO cachefs_images(image_id, last_accessed, size)
+    SELECT image_id, coalesce(last_accessed, 0.0), coalesce(size, 0) FROM cached_images
+    WHERE image_id NOT IN (SELECT image_id FROM cachefs_images);
 UPDATE cachefs_totals SET images = (SELECT count(*) FROM cachefs_images),
     size = (SELECT coalesce(sum(size), 0) FROM cachefs_images);
 """

@@ -1,14 +1,13 @@
 """Which chunks of an image have arrived, which are on their way, and which to ask for next.
 
 Pure bookkeeping: no I/O, no clock, no locks (one task owns it). Offsets are bytes; a chunk is
-:data:`CHUNK` bytes but for the last.
+:data:`~cachefs.cache.CHUNK` bytes but for the last.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-CHUNK = 2**20
-"""Bytes per chunk: about what one connection delivers in a millisecond on a fast network, and in a
-twentieth of a second on a slow one."""
+from cachefs.cache import CHUNK
 
 _MISSING, _CLAIMED, _HAVE = 0, 1, 2
 
@@ -30,7 +29,7 @@ class ChunkMap:
     INVARIANT: a chunk that has arrived is never asked for again, and none is on its way twice.
     """
 
-    def __init__(self, size: int, chunk: int = CHUNK) -> None:
+    def __init__(self, size: int, chunk: int = CHUNK, *, present: Iterable[int] = ()) -> None:
         self.size = size
         self.chunk = chunk
         self._states = bytearray(-(-size // chunk))
@@ -38,6 +37,8 @@ class ChunkMap:
         self._cursor = 0
         self._prefix = 0
         self.arrived_bytes = 0
+        for number in present:
+            self.arrived(number * chunk, min((number + 1) * chunk, size))
 
     @property
     def complete(self) -> bool:

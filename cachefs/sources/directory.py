@@ -75,7 +75,7 @@ class DirectorySource:
             raise self._translate(error, f"directory {self._top}") from error
         if not stat.S_ISDIR(mode):
             raise InvalidValueError(f"{self._top} is not a directory")
-        if not os.access(self._top, os.X_OK):
+        if not os.access(self._top, os.X_OK, effective_ids=True):
             raise SourceRefusedError(f"no permission to read directory {self._top}")
         if self._was_mountpoint and not self._top.is_mount():
             raise SourceUnreachableError(f"{self._top} is not mounted any more")

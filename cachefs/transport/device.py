@@ -175,23 +175,32 @@ def tune(mountpoint: str | os.PathLike[str], read_ahead_kib: int, background: in
             log.debug("cannot set %s: %s", path, error)
 
 
-def open_backing(device: int, fd: int) -> int:
-    """Register the file of *fd* with the connection; its backing id, positive.
+class Connection:
+    """An initialised connection, as those see it who answer requests: not its mount point."""
 
-    Raises :class:`OSError`: EPERM without CAP_SYS_ADMIN or where INIT did not agree on passthrough,
-    ELOOP where the file lies on a filesystem that is itself stacked (overlayfs), EOPNOTSUPP,
-    ENOTTY.
-    """
-    return _ioctl(device, BACKING_OPEN, struct.pack("=iIQ", fd, 0, 0))  # struct fuse_backing_map
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
+    def write(self, message: bytes | memoryview) -> None:
+        """Give the kernel an answer or a notification. Raises :class:`OSError`: ENOENT where nobody
+        waits for the answer, ENODEV when unmounted, EINVAL for a message that makes no sense."""
+        os.write(self.fd, message)
 
-def close_backing(device: int, backing_id: int) -> bool:
-    """Let go of a backing id; False where there is none by that number."""
-    try:
-        _ioctl(device, BACKING_CLOSE, struct.pack("=I", backing_id))
-    except FileNotFoundError:
-        return False
-    return True
+    def open_backing(self, fd: int) -> int:
+        """Register the file of *fd* with the connection; its backing id, positive.
+
+        Raises :class:`OSError`: EPERM without CAP_SYS_ADMIN or where INIT did not agree on
+        passthrough, ELOOP where the file lies on a filesystem that is itself stacked (overlayfs).
+        """
+        return _ioctl(self.fd, BACKING_OPEN, struct.pack("=iIQ", fd, 0, 0))  # fuse_backing_map
+
+    def close_backing(self, backing_id: int) -> bool:
+        """Let go of a backing id; False where there is none by that number."""
+        try:
+            _ioctl(self.fd, BACKING_CLOSE, struct.pack("=I", backing_id))
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def _ioctl(device: int, request: int, argument: bytes) -> int:

@@ -11,6 +11,10 @@ INVARIANT: each request that the kernel awaits an answer to gets one, at most on
 EINTR in its place, and then libfuse's is swallowed and what it granted is given back (a lookup by
 FORGET, a handle by RELEASE).
 
+A request that kills whoever gets it would be resent to one worker after the other. After some
+deaths in a row the supervisor therefore starts one in *quarantine*, which answers EIO to what is
+resent.
+
 INVARIANT: only requests that change nothing are answered EINTR; whoever asked for a change learns
 what became of it.
 """
@@ -23,6 +27,7 @@ from typing import Final, NamedTuple
 
 from . import interrupts, wire
 from .base import Backing
+from .device import Connection
 from .opens import Opens
 from .table import OpenTable
 from .wire import Opcode
@@ -57,6 +62,7 @@ _INTERRUPTIBLE: Final = frozenset(
 _NO_REPLY: Final = frozenset(int(opcode) for opcode in wire.NO_REPLY)
 _INIT, _OPEN, _CREATE, _READ = int(Opcode.INIT), int(Opcode.OPEN), int(Opcode.CREATE), 15
 _RELEASE, _INTERRUPT = int(Opcode.RELEASE), int(Opcode.INTERRUPT)
+_KEPT: Final = frozenset({_INIT, _RELEASE, int(Opcode.RELEASEDIR)})
 _WATCHED: Final = frozenset({_INIT, _OPEN, _CREATE, _RELEASE})
 
 
@@ -74,7 +80,7 @@ class Exchange:
 
     def __init__(
         self,
-        device: int,
+        connection: Connection,
         table: OpenTable,
         opens: Opens,
         backing: Backing,
@@ -82,15 +88,17 @@ class Exchange:
         send: Callable[[bytes], None],
         notify: Callable[[bytes], None],
         passthrough: bool,
+        quarantine: bool = False,
         wants_to_end: Callable[[int], bool] = interrupts.wants_to_end,
     ) -> None:
-        self._device = device
+        self._connection = connection
         self._table = table
         self._opens = opens
         self._backing = backing
         self._send = send
         self._notify = notify
         self._passthrough = passthrough
+        self._quarantine = quarantine
         self._wants_to_end = wants_to_end
         self._out: dict[int, Pending] = {}
         self._interrupted: dict[int, int] = {}  # unique -> pid: may want to end later
@@ -115,6 +123,9 @@ class Exchange:
             if opcode != _INTERRUPT:
                 return True
             self._interrupt(wire.interrupt_target(message))
+            return False
+        if self._quarantine and unique & wire.RESEND_BIT and opcode not in _KEPT:
+            self._write(wire.error_reply(unique, errno.EIO), unique)
             return False
         flags = 0
         if opcode == _READ:
@@ -268,7 +279,7 @@ class Exchange:
 
     def _write(self, message: bytes | memoryview, unique: int) -> None:
         try:
-            os.write(self._device, message)
+            self._connection.write(message)
         except FileNotFoundError:
             pass  # nobody waits for it any more
         except OSError as error:
@@ -276,6 +287,6 @@ class Exchange:
                 return  # unmounted: the reading side will see it, too
             log.error("the kernel refused an answer: %s", error)
             try:
-                os.write(self._device, wire.error_reply(unique, errno.EIO))
+                self._connection.write(wire.error_reply(unique, errno.EIO))
             except OSError as again:
                 log.debug("and an error in its place: %s", again)

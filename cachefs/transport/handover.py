@@ -38,6 +38,7 @@ class Inheritance:
     table: int = -1
     turn: bool = True
     restarts: int = 0
+    quarantine: bool = False
     beat_interval: float = 1.0
 
     @property

@@ -8,7 +8,6 @@ Owns the queue and the thread; knows nothing of what the messages mean.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -39,10 +38,6 @@ class Notifier:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._queue.put(function)
-
-    def write(self, device: int, message: bytes) -> None:
-        """Have *message* written to *device* in turn. Never blocks."""
-        self.call(lambda: os.write(device, message))
 
     def close(self) -> None:
         """Stop after what is queued; does not wait for it."""

@@ -6,7 +6,9 @@ pyfuse3.
 
 INVARIANT: all concurrent opens of a node have one I/O mode, and in passthrough one backing id; the
 kernel fails an open that differs with EIO (``fuse_inode_uncached_io_start``: EBUSY, ETXTBSY). The
-first open decides, the others follow, FOPEN_DIRECT_IO goes with both.
+first open without FOPEN_DIRECT_IO decides, the others follow. FOPEN_DIRECT_IO goes with cached
+opens as it is, and with passthrough ones if it bears their PASSTHROUGH and id
+(``fuse_file_io_open``).
 
 INVARIANT: a backing id lives from the first passthrough open of its node to the last release, and
 not longer, whoever is killed in between: the disk space of an evicted image is back after its last
@@ -31,9 +33,9 @@ import logging
 import os
 import time
 
-from . import device as fuse_device
 from . import wire
 from .base import Backing
+from .device import Connection
 from .table import IOMode, OpenTable, Slot, TableFullError
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,9 @@ class Opens:
     """The open nodes of one connection. All methods are for the pump's task only."""
 
     def __init__(
-        self, device: int, table: OpenTable, backing: Backing, *, passthrough: bool
+        self, connection: Connection, table: OpenTable, backing: Backing, *, passthrough: bool
     ) -> None:
-        self._device = device
+        self._connection = connection
         self._table = table
         self._backing = backing
         self.passthrough = passthrough
@@ -60,7 +62,7 @@ class Opens:
         if reply:
             opened = self._table.journal_node
             try:
-                os.write(self._device, reply)
+                self._connection.write(reply)
             except FileNotFoundError:
                 pass  # the kernel has it
             except OSError as error:
@@ -70,7 +72,7 @@ class Opens:
         self._table.delivered()
         orphan = self._table.orphan()
         if orphan is not None:
-            existed = self.passthrough and fuse_device.close_backing(self._device, orphan)
+            existed = self.passthrough and self._connection.close_backing(orphan)
             self._table.orphan_closed(orphan, existed=existed)
         for nodeid, slot in self._table.nodes().items():
             if slot.opens == 0:
@@ -96,18 +98,18 @@ class Opens:
                 backing_id = self._make_backing_id(nodeid, fh)
             mode = IOMode.PASSTHROUGH if backing_id else IOMode.CACHED
             value = Slot(opens, backing_id, mode)
-        if value.mode is IOMode.PASSTHROUGH and not flags & wire.OpenFlag.DIRECT_IO and not create:
+        if value.mode is IOMode.PASSTHROUGH and not create:
             wire.set_passthrough(reply, value.backing_id)
         try:
             self._table.commit(nodeid, value, reply)
         except TableFullError as error:
             self._complain("an open is refused: %s", error)
             if value.backing_id:
-                fuse_device.close_backing(self._device, value.backing_id)
+                self._connection.close_backing(value.backing_id)
                 self._table.orphan_closed(value.backing_id, existed=True)
             return errno.ENFILE
         try:
-            os.write(self._device, reply)
+            self._connection.write(reply)
         except OSError as error:
             self._table.delivered()
             self._undo(nodeid, 1)
@@ -119,11 +121,11 @@ class Opens:
         """Write the answer to a RELEASE to the kernel, which has closed the handle already."""
         slot = self._table.get(nodeid)
         if slot is None or slot.opens == 0:
-            _write(self._device, reply)
+            self._write(reply)
             return
         value = slot._replace(opens=slot.opens - 1)
         self._table.commit(nodeid, value, reply)
-        _write(self._device, reply)
+        self._write(reply)
         self._table.delivered()
         if value.opens == 0:
             self._forget(nodeid, value)
@@ -142,7 +144,7 @@ class Opens:
             return 0
         self._table.intend()
         try:
-            return fuse_device.open_backing(self._device, fd)
+            return self._connection.open_backing(fd)
         except OSError as error:
             self._table.refrain()
             self._complain("reads go through the daemon, the kernel refuses passthrough: %s", error)
@@ -160,18 +162,17 @@ class Opens:
 
     def _forget(self, nodeid: int, slot: Slot) -> None:
         if slot.backing_id:
-            fuse_device.close_backing(self._device, slot.backing_id)
+            self._connection.close_backing(slot.backing_id)
         self._table.drop(nodeid)
+
+    def _write(self, reply: memoryview) -> None:
+        try:
+            self._connection.write(reply)
+        except FileNotFoundError:
+            pass  # nobody waits for it any more
 
     def _complain(self, message: str, error: Exception) -> None:
         now = time.monotonic()
         if now - self._complained >= _COMPLAIN_EVERY:
             self._complained = now
             log.warning(message, error)
-
-
-def _write(device: int, reply: memoryview) -> None:
-    try:
-        os.write(device, reply)
-    except FileNotFoundError:
-        pass  # nobody waits for it any more

@@ -97,10 +97,11 @@ def _shake_hands(device: int) -> int:
 
 
 def _try_backing(device: int, cache_dir: str | os.PathLike[str]) -> str:
+    connection = fuse_device.Connection(device)
     try:
         with tempfile.TemporaryFile(dir=cache_dir) as file:
-            backing_id = fuse_device.open_backing(device, file.fileno())
-            fuse_device.close_backing(device, backing_id)
+            backing_id = connection.open_backing(file.fileno())
+            connection.close_backing(backing_id)
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "the cache directory lies on a filesystem that is stacked on another"

@@ -88,24 +88,27 @@ class RelayTransport:
         backing: Backing | None = None,
         read_ahead_kib: int = MountOptions().read_ahead_kib,
         gate: Gate | None = None,
+        quarantine: bool = False,
     ) -> None:
         self.info = info
         self._device = device
+        self._connection = fuse_device.Connection(device)
         self._mountpoint = mountpoint
         self._read_ahead_kib = read_ahead_kib
         self._gate = gate or OpenGate()
         self._table = OpenTable(table_fd)
         backing = backing or NoBacking()
-        self._opens = Opens(device, self._table, backing, passthrough=info.passthrough)
+        self._opens = Opens(self._connection, self._table, backing, passthrough=info.passthrough)
         self._notifier = Notifier()
         self._exchange = Exchange(
-            device,
+            self._connection,
             self._table,
             self._opens,
             backing,
             send=self._send_soon,
             notify=self._write_notification,
             passthrough=info.passthrough,
+            quarantine=quarantine,
         )
         self._ours: socket.socket | None = None
         self._backlog: deque[bytes] = deque()
@@ -208,14 +211,14 @@ class RelayTransport:
         self._table.workers += 1
         if replayed and not self._table.init_answered:
             try:
-                os.write(self._device, replayed)
+                self._connection.write(replayed)
             except FileNotFoundError:
                 pass  # the kernel has the last worker's
             self._table.init_answered = True
         if again:
             self._opens.recover()
             try:
-                os.write(self._device, wire.resend())
+                self._connection.write(wire.resend())
             except OSError as error:
                 log.warning("the kernel does not resend what the last worker left: %s", error)
 
@@ -308,7 +311,7 @@ class RelayTransport:
         self._backlog.append(message)
 
     def _write_notification(self, message: bytes) -> None:
-        self._notifier.write(self._device, message)
+        self._notifier.call(lambda: self._connection.write(message))
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:

@@ -11,8 +11,9 @@ A worker's life::
 
 - **Dies** (any exit that was not announced): the next is started after a pause that grows with the
   deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
-  ``settled`` seconds ends the row. After ``give_up_after`` deaths in a row the mount is detached.
-  The first worker of all gets one try: nobody has anything to lose yet.
+  ``settled`` seconds ends the row. After ``quarantine_after`` deaths the next one answers EIO to
+  what is resent (see :mod:`.exchange`). After ``give_up_after`` deaths in a row the mount is
+  detached. The first worker of all gets one try: nobody has anything to lose yet.
 - **Silent** for ``beat_timeout``: SIGKILL, then as above.
 - **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
   command, which now means the new code. It shakes hands with libfuse and waits. Then the first
@@ -62,6 +63,7 @@ class Limits:
     settled: float = 0.3
     first_pause: float = 0.05
     longest_pause: float = 5.0
+    quarantine_after: int = 5
     give_up_after: int = 20
 
 
@@ -386,6 +388,7 @@ class Supervisor:
             table=self._table,
             turn=turn,
             restarts=self.restarts,
+            quarantine=self._deaths >= self._limits.quarantine_after,
             beat_interval=self._limits.beat_interval,
         )
         with workers:

@@ -215,11 +215,12 @@ def open_out(reply: Buffer, *, create: bool = False) -> OpenOut:
 def set_passthrough(reply: bytearray | memoryview, backing_id: int) -> None:
     """Amend a successful answer to OPEN in place: read and mmap go to the backing file.
 
-    KEEP_CACHE and DIRECT_IO are cleared: the kernel refuses the first together with PASSTHROUGH
-    (``fuse_file_passthrough_open``: EINVAL, seen as EIO), and DIRECT_IO would win over it.
+    KEEP_CACHE is cleared: the kernel refuses it together with PASSTHROUGH
+    (``fuse_file_passthrough_open``: EINVAL, seen as EIO). DIRECT_IO stays and wins for this handle:
+    its reads go to the daemon.
     """
     fh, flags, _ = _OPEN_OUT.unpack_from(reply, OUT_HEADER_SIZE)
-    flags &= ~(OpenFlag.KEEP_CACHE | OpenFlag.DIRECT_IO)
+    flags &= ~OpenFlag.KEEP_CACHE
     _OPEN_OUT.pack_into(reply, OUT_HEADER_SIZE, fh, flags | OpenFlag.PASSTHROUGH, backing_id)
 
 

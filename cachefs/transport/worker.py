@@ -86,6 +86,7 @@ class Attachment:
             backing=backing,
             read_ahead_kib=inherited.options.read_ahead_kib,
             gate=self,
+            quarantine=inherited.quarantine,
         )
 
     async def wait_turn(self) -> None:

@@ -1,6 +1,5 @@
-"""What only the sqlite driver does: sharing cache.db with Glance, and refusing what is no database."""
+"""What only the sqlite driver does: sharing cache.db with Glance, refusing what is none."""
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -173,7 +172,7 @@ def test_a_corrupt_database_is_refused_in_one_line_and_kept(tmp_path: Path, cont
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["cache.db"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_table_of_another_shape_is_refused(cache: CacheDir) -> None:
@@ -210,8 +209,7 @@ def test_a_full_disk_is_no_room(cache: CacheDir) -> None:
     pages = driver._index.rows("PRAGMA page_count")[0][0]  # type: ignore[attr-defined] # injected
     driver._index.rows(f"PRAGMA max_page_count={pages}")  # type: ignore[attr-defined] # injected
     with pytest.raises(NoRoomError):
-        for count in range(1000):
-            driver.put(Entry(f"{count}", 1, source="x" * 1000), cache.path)
+        driver.put(Entry("a", 1, source="x" * 100_000), cache.path)
 
 
 def test_a_failed_put_leaves_the_earlier_record(cache: CacheDir) -> None:
@@ -220,3 +218,11 @@ def test_a_failed_put_leaves_the_earlier_record(cache: CacheDir) -> None:
     with pytest.raises(DriverError):
         driver.put(Entry("a", 11, source=object()), cache.path)  # type: ignore[arg-type] # injected
     assert driver.get("a") == put
+
+
+def test_reconcile_uses_up_no_inode_numbers(cache: CacheDir) -> None:
+    driver = cache.open()
+    first = cache.publish(driver, Entry("a", 1))
+    for _ in range(3):
+        driver.reconcile()
+    assert cache.publish(driver, Entry("b", 1)).inode == first.inode + 1

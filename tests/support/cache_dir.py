@@ -1,7 +1,10 @@
-"""A cache directory for driver tests: publishes and evicts as cachefs.cache does, in any process."""
+"""A cache directory for driver tests: publishes and evicts as cachefs.cache does."""
 
+import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cachefs.drivers import Driver, Entry, open_driver
@@ -21,7 +24,8 @@ class CacheDir:
         driver = open_driver(self.driver_name, self.path)
         assert driver.name == self.driver_name
         self._opened.append(driver)
-        driver.reconcile()
+        with self._locked():
+            driver.reconcile()
         return driver
 
     def close(self) -> None:
@@ -33,14 +37,23 @@ class CacheDir:
         """Write a file of the entry's size, record it, rename it into place."""
         path = self.path / "incomplete" / entry.image_id
         path.write_bytes(b"x" * entry.size)
-        entry = driver.put(entry, path)
-        path.rename(self.path / entry.image_id)
+        with self._locked():
+            entry = driver.put(entry, path)
+            path.rename(self.path / entry.image_id)
         return entry
 
     def evict(self, driver: Driver, image_id: str) -> None:
         """Drop the record, then the file."""
-        driver.remove(image_id)
-        (self.path / image_id).unlink()
+        with self._locked():
+            driver.remove(image_id)
+            (self.path / image_id).unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The cache's lock over processes, which the contract of a driver relies on."""
+        with (self.path / "incomplete" / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def start(self, code: str) -> subprocess.Popen[str]:
         """Run *code* in a Python of its own, with CacheDir's *cache* and its *driver* open."""

@@ -1,0 +1,160 @@
+"""The durable map of an incomplete image: which of its chunks are on disk, so that a crash loses
+little.
+
+``.cachefs/maps/ID`` is one page of JSON, padded with spaces, that says which version of the image
+the bytes are of, then one byte for each chunk:
+
+``0``  missing
+``1``  written: in the page cache, which outlives the process but not the machine
+``2``  synced: durable before the byte said so
+
+INVARIANT: after a crash only chunks whose bytes are whole are believed. A ``1`` is believed as long
+as the machine has not been started again, which the boot ID in the first page tells
+(``random(4)``). """
+
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from cachefs.cache.layout import sync_directory
+
+CHUNK = 2**20
+"""Bytes per chunk: about what one connection delivers in a millisecond on a fast network, and in a
+twentieth of a second on a slow one; a reader waits for no less."""
+
+MISSING, WRITTEN, SYNCED = b"\0", b"\1", b"\2"
+
+_PAGE = 4096
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which bytes a partial file has some of. *tag* is the source's own name for the version,
+    *digest* the promised one; either may be None."""
+
+    size: int
+    tag: str | None
+    digest: str | None
+
+    def is_surely(self, other: "Version") -> bool:
+        """Whether both are the same bytes, beyond the size: by digest, else by the source's tag."""
+        if self.size != other.size:
+            return False
+        if self.digest is not None and other.digest is not None:
+            return self.digest == other.digest
+        return self.tag is not None and self.tag == other.tag
+
+
+class PartialMap:
+    """The map of one incomplete image. :meth:`mark_written` may be called from any thread, once the
+    chunks' bytes are written; the rest by whoever owns the incomplete file."""
+
+    def __init__(self, path: Path, fd: int, version: Version, states: bytearray) -> None:
+        self.version = version
+        self._path = path
+        self._fd = fd
+        self._states = states
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path, version: Version) -> Self:
+        """A map with nothing in it, durable before it returns."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        try:
+            states = bytearray(_chunks(version.size))
+            os.pwrite(fd, _header(version), 0)
+            os.ftruncate(fd, _PAGE + len(states))
+            os.fsync(fd)
+            sync_directory(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, version, states)
+
+    @classmethod
+    def open(cls, path: Path) -> Self | None:
+        """The map at *path*, or None where there is none or it cannot be believed."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            version, boot = _parse(os.pread(fd, _PAGE, 0))
+            states = bytearray(os.pread(fd, _chunks(version.size) + 1, _PAGE))
+            if len(states) != _chunks(version.size):
+                raise ValueError("of another length than its image")
+            if boot != _boot_id():
+                states = states.replace(WRITTEN, MISSING)
+                os.pwrite(fd, states, _PAGE)
+                os.fsync(fd)  # before the header says that this is the boot they are of
+                os.pwrite(fd, _header(version), 0)
+        except (ValueError, TypeError, KeyError):
+            os.close(fd)
+            return None
+        return cls(path, fd, version, states)
+
+    def present(self) -> list[int]:
+        """The numbers of the chunks that are there."""
+        return [number for number, state in enumerate(self._states) if state]
+
+    def mark_written(self, first: int, stop: int) -> None:
+        """Chunks [*first*, *stop*) are written. After :meth:`close` it does nothing: a thread that
+        was left behind may still call it."""
+        with self._lock:
+            if self._fd >= 0:
+                os.pwrite(self._fd, WRITTEN * (stop - first), _PAGE + first)
+                self._states[first:stop] = WRITTEN * (stop - first)
+
+    def sync(self, data: int) -> int:
+        """Make all that is written durable, through the image's descriptor *data*; how many chunks
+        became so. Blocks for as long as the disk takes."""
+        numbers = [n for n, state in enumerate(self._states) if state == WRITTEN[0]]
+        if not numbers:
+            return 0
+        os.fdatasync(data)
+        with self._lock:
+            for number in numbers if self._fd >= 0 else ():
+                os.pwrite(self._fd, SYNCED, _PAGE + number)
+                self._states[number] = SYNCED[0]
+        return len(numbers)
+
+    def close(self) -> None:
+        """Keep the map for another time."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def remove(self) -> None:
+        """Close and remove the map."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _chunks(size: int) -> int:
+    return -(-size // CHUNK)
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _header(version: Version) -> bytes:
+    members = {"format": 1, "chunk": CHUNK, "boot": _boot_id(), **asdict(version)}
+    encoded = json.dumps(members).encode()
+    if len(encoded) > _PAGE:
+        raise ValueError(
+            f"the source's name for the version has {len(version.tag or '')} characters"
+        )
+    return encoded.ljust(_PAGE)
+
+
+def _parse(page: bytes) -> tuple[Version, str]:
+    members = json.loads(page)
+    if members["format"] != 1 or members["chunk"] != CHUNK:
+        raise ValueError("of another format")
+    return Version(members["size"], members["tag"], members["digest"]), members["boot"]

@@ -1,0 +1,114 @@
+"""Questions to the source: one for all who ask at the same time, and a short memory for noes.
+
+A file manager or a shell's completion asks for the same missing names again and again; the origin
+hears of each but once in a while.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import trio
+
+from cachefs.errors import CacheFSError, ImageNotFoundError, SourceRefusedError
+from cachefs.fetcher.retry import is_passing
+from cachefs.sources import Source, SourceImage
+
+MAX_QUESTIONS = 16
+"""Questions under way at once, each in a thread."""
+
+NO_FOR = 5.0
+"""Seconds for which "there is no such image" and "not for you" are believed."""
+
+TROUBLE_FOR = 1.0
+"""Seconds for which a source that failed is not asked for the same image again."""
+
+MAX_NOES = 10_000
+"""How many noes are remembered; the oldest are forgotten first."""
+
+
+@dataclass(slots=True)
+class _Question:
+    answered: trio.Event = field(default_factory=trio.Event)
+    answer: SourceImage | None = None
+    error: CacheFSError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _No:
+    error: CacheFSError
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the source answered last time, and if not, why."""
+
+    healthy: bool = True
+    error: str | None = None
+
+
+class Answers:
+    """What *source* says of images. For one event loop."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._questions: dict[str, _Question] = {}
+        self._noes: OrderedDict[str, _No] = OrderedDict()
+        self._limiter = trio.CapacityLimiter(MAX_QUESTIONS)
+        self.health = Health()
+
+    async def ask(self, nursery: trio.Nursery, image_id: str) -> SourceImage:
+        """The source's description of an image. The question itself runs in *nursery*: cancellation
+        ends the waiting, not what others wait for. Raises as :meth:`Source.stat`."""
+        no = self._noes.get(image_id)
+        if no is not None and trio.current_time() < no.until:
+            raise again(no.error)
+        question = self._questions.get(image_id)
+        if question is None:
+            question = self._questions[image_id] = _Question()
+            nursery.start_soon(self._run, image_id, question)
+        await question.answered.wait()
+        if question.answer is None:
+            assert question.error is not None
+            raise again(question.error)
+        return question.answer
+
+    def forget(self, image_id: str) -> None:
+        """Ask the source next time, whatever it said."""
+        self._noes.pop(image_id, None)
+
+    def note(self, error: CacheFSError) -> None:
+        """A fetch failed by *error*: that tells of the source's health too."""
+        if is_passing(error):
+            self.health = Health(False, str(error))
+
+    async def _run(self, image_id: str, question: _Question) -> None:
+        try:
+            question.answer = await trio.to_thread.run_sync(
+                self._source.stat, image_id, limiter=self._limiter, abandon_on_cancel=True
+            )
+            self.health = Health()
+        except CacheFSError as error:
+            question.error = error
+            self._remember(image_id, error)
+        finally:
+            if question.answer is None and question.error is None:
+                question.error = CacheFSError("the daemon is ending")
+            del self._questions[image_id]
+            question.answered.set()
+
+    def _remember(self, image_id: str, error: CacheFSError) -> None:
+        final = isinstance(error, ImageNotFoundError | SourceRefusedError)
+        self.health = Health() if final else Health(False, str(error))
+        until = trio.current_time() + (NO_FOR if final else TROUBLE_FOR)
+        self._noes[image_id] = _No(error, until)
+        self._noes.move_to_end(image_id)
+        while len(self._noes) > MAX_NOES:
+            self._noes.popitem(last=False)
+
+
+def again(error: CacheFSError) -> CacheFSError:
+    """*error* for one more task to raise: an exception keeps the traceback of whoever raised it."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error
+    return copy

@@ -1,0 +1,32 @@
+"""Who goes first: fetches that somebody reads, then those that were only queued."""
+
+from collections.abc import Callable
+
+import trio
+
+
+class Precedence:
+    """Counts the fetches that are being read and not yet done; the others wait while there are any.
+
+    For one event loop. Waiting is between requests to the source, so a queued fetch stops within
+    one span.
+    """
+
+    def __init__(self) -> None:
+        self._read = 0
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def enter(self) -> None:
+        """One more fetch is being read."""
+        self._read += 1
+        self._changed.unpark_all()  # it may have been waiting itself
+
+    def leave(self) -> None:
+        """One less."""
+        self._read -= 1
+        self._changed.unpark_all()
+
+    async def turn(self, is_read: Callable[[], bool]) -> None:
+        """Return once the caller's fetch is read itself, or none is."""
+        while self._read and not is_read():
+            await self._changed.park()

@@ -1,0 +1,1 @@
+"""What `scripts/bench` runs: cachefs measured beside its peers, as ratios taken in one run."""
