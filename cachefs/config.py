@@ -30,6 +30,7 @@ _SECONDS_IN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 DRIVERS = ("sqlite", "xattr")
 ON_MISS = ("fetch", "enoent")
+ON_LAST_CLOSE = ("keep", "cancel")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -56,6 +57,17 @@ def parse_size(text: str) -> int:
     if size > MAX_BYTES:
         raise InvalidValueError(f"{_quoted(text)} is more than any file can have (2^63 - 1 bytes)")
     return size
+
+
+def parse_rate(text: str) -> int:
+    """Read a bandwidth in bytes per second: a size, with ``/s`` after it or not, and not 0.
+
+    Raises :class:`~cachefs.errors.InvalidValueError` for anything else.
+    """
+    rate = parse_size(text.strip().removesuffix("/s"))
+    if rate == 0:
+        raise InvalidValueError(f"{_quoted(text)} would let nothing through")
+    return rate
 
 
 def format_size(size: int) -> str:
@@ -132,11 +144,10 @@ class Amount:
 class Config:
     """Everything that ``cachefs mount`` can be told.
 
-    Paths are absolute: the daemon changes directory.
-    A percentage of *max_size* or *min_free* is of the whole filesystem that *cache_dir* is on;
-    *stall_time* is in seconds; *options* are those of ``mount -o``. Without *log_file* a daemon
-    logs to syslog and a foreground process to its stderr.
-    """
+    Paths are absolute: the daemon changes directory. A percentage of *max_size* or *min_free* is of
+    the whole filesystem that *cache_dir* is on; *stall_time* is in seconds, the bandwidths are in
+    bytes per second, None for no limit; *options* are those of ``mount -o``. Without *log_file* a
+    daemon logs to syslog and a foreground process to its stderr."""
 
     source: str
     mountpoint: Path
@@ -151,6 +162,9 @@ class Config:
     control_group: str | None = None
     options: tuple[str, ...] = ()
     max_fetches: int = 3
+    bandwidth: int | None = None
+    prefetch_bandwidth: int | None = None
+    on_last_close: str = "keep"
     log_file: Path | None = None
     log_level: str = "info"
 
@@ -295,6 +309,12 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "control-group": ("control_group", _text),
     "options": ("options", lambda value: parse_options(*_texts(value))),
     "max-fetches": ("max_fetches", _count),
+    "bandwidth": ("bandwidth", lambda value: parse_rate(_number_or_text(value))),
+    "prefetch-bandwidth": (
+        "prefetch_bandwidth",
+        lambda value: parse_rate(_number_or_text(value)),
+    ),
+    "on-last-close": ("on_last_close", _one_of(ON_LAST_CLOSE)),
     "log-file": ("log_file", _text),
     "log-level": ("log_level", _one_of(LOG_LEVELS)),
 }

@@ -35,40 +35,34 @@ class Evictor:
     def __init__(self, store: Store, stall_time: float) -> None:
         self._store = store
         self.stall_time = stall_time
-        self._woken = trio.Event()
-        self._token: trio.lowlevel.TrioToken | None = None
+        self.last_pruned: Pruned | None = None
 
     async def run(self) -> None:
         """Keep the limits until cancelled. What goes wrong is logged, and tried again."""
-        self._token = trio.lowlevel.current_trio_token()
         clean_at = trio.current_time() + CLEAN_EVERY
         while True:
-            self._woken = trio.Event()
             try:
-                pruned = await trio.to_thread.run_sync(self.prune)
-                if pruned.files:
-                    log.info("evicted %d images, %d bytes", pruned.files, pruned.bytes)
+                await trio.to_thread.run_sync(self.keep_limits)
                 if trio.current_time() >= clean_at:
                     clean_at = trio.current_time() + CLEAN_EVERY
                     await trio.to_thread.run_sync(self._store.clean_stalled, self.stall_time)
             except (CacheFSError, OSError) as error:
                 log.error("cannot keep the limits: %s", error)
-            with trio.move_on_after(PRUNE_EVERY):
-                await self._woken.wait()
-
-    def wake(self) -> None:
-        """Look at the limits now, since they have changed; for any thread."""
-        if self._token is not None:
-            self._token.run_sync_soon(self._wake_up, idempotent=True)
+            await trio.sleep(PRUNE_EVERY)
 
     def prune(self) -> Pruned:
-        """Drop what exceeds the limits now."""
-        return Pruned(*self._store.prune())
+        """Drop what exceeds the limits now; :attr:`last_pruned` from then on."""
+        self.last_pruned = pruned = Pruned(*self._store.prune())
+        return pruned
+
+    def keep_limits(self) -> None:
+        """Drop what exceeds the limits now; :attr:`last_pruned` only if that was anything."""
+        pruned = Pruned(*self._store.prune())
+        if pruned.files:
+            log.info("evicted %d images, %d bytes", pruned.files, pruned.bytes)
+            self.last_pruned = pruned
 
     def clean(self, stall_time: float | None = None) -> tuple[int, int]:
         """Remove failures, and partial files older than *stall_time* seconds: (invalid,
         stalled)."""
         return self._store.clean(self.stall_time if stall_time is None else stall_time)
-
-    def _wake_up(self) -> None:
-        self._woken.set()

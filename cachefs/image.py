@@ -104,10 +104,9 @@ class Digest:
 class ImageRecord:
     """What ``cat control/cached/ID`` and its like show; Glance's keys first, ours after.
 
-    Times are seconds since the epoch, sizes bytes. *checksum* is MD5 hex where Glance or this
-    API's MD5 gave one, else ``ALGO:HEX``; *verified* says that the source promised it.
-    *progress* is the number of bytes that have arrived, of an incomplete image.
-    """
+    Times are seconds since the epoch, sizes bytes. *checksum* is MD5 hex where Glance or this API's
+    MD5 gave one, else ``ALGO:HEX``; *verified* says that the source promised it. *progress* is the
+    number of bytes that have arrived, of an incomplete image; *priority* is a queued one's."""
 
     image_id: str
     size: int
@@ -122,12 +121,14 @@ class ImageRecord:
     error: str | None = None
     verified: bool = False
     progress: int | None = None
+    priority: int | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The record as a JSON object's members, in the order of the fields."""
         members: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        if self.progress is None:
-            del members["progress"]
+        for name in ("progress", "priority"):
+            if members[name] is None:
+                del members[name]
         return members
 
     def as_json(self) -> str:

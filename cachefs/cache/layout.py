@@ -6,12 +6,10 @@ paths only: no index, no policy.
 """
 
 import contextlib
-import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-_unique = itertools.count()
 
 
 class Layout:
@@ -25,6 +23,7 @@ class Layout:
         self.private_dir = base / ".cachefs"
         self.failed_dir = self.private_dir / "failed"
         self.maps_dir = self.private_dir / "maps"
+        self.priorities_dir = self.private_dir / "priorities"
         self.scratch_dir = self.private_dir / "scratch"
         self.lock_file = self.private_dir / "lock"
 
@@ -36,6 +35,7 @@ class Layout:
             self.queue_dir,
             self.failed_dir,
             self.maps_dir,
+            self.priorities_dir,
             self.scratch_dir,
         ):
             directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -64,12 +64,18 @@ class Layout:
         """The durable map of an incomplete image; see :mod:`cachefs.cache.partial`."""
         return self.maps_dir / image_id
 
+    def priority(self, image_id: str) -> Path:
+        """The priority of a queued image, where it is not 0: a number in ASCII."""
+        return self.priorities_dir / image_id
+
     def write_atomically(self, path: Path, content: bytes) -> None:
         """Replace *path* by *content*, so that every reader, also after a power loss, finds the old
         bytes or the new, whole. *path* is on the cache directory's filesystem."""
-        scratch = self.scratch_dir / f"{os.getpid()}-{next(_unique)}"
+        # Not named by the process's number: containers that share the directory share numbers.
+        fd, name = tempfile.mkstemp(dir=self.scratch_dir)
+        scratch = Path(name)
         try:
-            with scratch.open("wb") as file:
+            with os.fdopen(fd, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

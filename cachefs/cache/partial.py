@@ -10,7 +10,7 @@ the bytes are of, then one byte for each chunk:
 
 INVARIANT: after a crash only chunks whose bytes are whole are believed. A ``1`` is believed as long
 as the machine has not been started again, which the boot ID in the first page tells
-(``random(4)``). """
+(``random(4)``)."""
 
 import json
 import os

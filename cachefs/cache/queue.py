@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from cachefs.cache.layout import Layout, files_in
-from cachefs.errors import InvalidImageIDError
+from cachefs.errors import CacheFSError, ChecksumError, InvalidImageIDError
 from cachefs.image import check_image_id
 
 
@@ -51,8 +51,24 @@ class Queue:
             os.close(fd)
         return True
 
+    def set_priority(self, image_id: str, priority: int) -> None:
+        """Have the image fetched before those of lower priority; 0 is what all have at first."""
+        if priority:
+            content = str(priority).encode()
+            self._layout.write_atomically(self._layout.priority(image_id), content)
+        else:
+            self._layout.priority(image_id).unlink(missing_ok=True)
+
+    def priority(self, image_id: str) -> int:
+        """The priority of a queued image."""
+        try:
+            return int(self._layout.priority(image_id).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+
     def discard(self, image_id: str) -> bool:
         """Take the image out of the queue; False where it was not in it."""
+        self._layout.priority(image_id).unlink(missing_ok=True)
         try:
             self._layout.queued(image_id).unlink()
         except FileNotFoundError:
@@ -67,18 +83,15 @@ class Queue:
             return None
 
     def ids(self) -> list[str]:
-        """The queued IDs in queue order. Files that can be no image are left alone, and left
-        out."""
+        """The queued IDs, higher priority first, then in queue order. Files that can be no image
+        are left alone, and left out."""
+        urgent = {name: self.priority(name) for name, _ in files_in(self._layout.priorities_dir)}
         waiting = []
         for name, status in files_in(self._layout.queue_dir):
             with contextlib.suppress(InvalidImageIDError):
-                waiting.append((status.st_mtime_ns, check_image_id(name)))
+                place = -urgent.get(name, 0), status.st_mtime_ns
+                waiting.append((place, check_image_id(name)))
         return [image_id for _, image_id in sorted(waiting)]
-
-    def changed(self) -> int:
-        """A number that differs once any process has added or removed an ID: the directory's
-        mtime."""
-        return self._layout.queue_dir.stat().st_mtime_ns
 
 
 class Failures:
@@ -102,12 +115,13 @@ class Failures:
         except FileNotFoundError:
             pass
         except (ValueError, TypeError):
-            return Failure(image_id, "the record of this failure is damaged", 5, 0.0)
+            return Failure(image_id, "the record of this failure is damaged", CacheFSError.errno, 0.0)
         try:
             status = self._layout.invalid(image_id).stat()
         except FileNotFoundError:
             return None
-        return Failure(image_id, "failed verification", 5, status.st_mtime, status.st_size)
+        error = "failed verification"
+        return Failure(image_id, error, ChecksumError.errno, status.st_mtime, status.st_size)
 
     def discard(self, image_id: str) -> bool:
         """Forget the failure and remove its bytes; False where there was none."""

@@ -165,7 +165,7 @@ class Store:
         With *version* the transaction has a map, and goes on where an earlier one of surely the
         same version left off. Room is made and reserved first, evicting as needed. Raises
         ImageExistsError when it is cached, ImageBusyError while another writer lives, NoRoomError
-        when it cannot fit: then nothing was evicted for it. """
+        when it cannot fit: then nothing was evicted for it."""
         check_image_id(image_id)
         with self._lock:
             if self.driver.get(image_id) is not None or self._adopt(image_id):

@@ -67,10 +67,10 @@ class Control:
             if record is not None:
                 yield {**record, "state": state}
 
-    def queue(self, image_id: str) -> None:
+    def queue(self, image_id: str, priority: int | None = None) -> None:
         """Queue the image; ImageExistsError when it is cached or being fetched already."""
         try:
-            self._touch(f"queue/{image_id}")
+            self._touch(f"queue/{image_id}", "" if priority is None else str(priority))
         except FileExistsError as error:
             if self.record(State.INCOMPLETE, image_id) is not None:
                 raise ImageExistsError(f"{image_id} is being fetched already") from error
@@ -151,5 +151,10 @@ class Control:
             raise CacheFSError(f"{path}: not a JSON object")
         return document
 
-    def _touch(self, name: str) -> None:
-        os.close(os.open(self._root / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    def _touch(self, name: str, text: str = "") -> None:
+        fd = os.open(self._root / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if text:
+                os.write(fd, text.encode())
+        finally:
+            os.close(fd)

@@ -41,15 +41,18 @@ def _finish(failed: bool) -> None:
 
 @click.command()
 @with_ids
+@click.option("--priority", type=int, help="Higher goes first. Default 0.")
 @click.option("--wait", "waiting", is_flag=True, help="Return when all have been fetched.")
 @with_control
-def queue(control: Control, image_ids: tuple[str, ...], waiting: bool) -> None:
+def queue(
+    control: Control, image_ids: tuple[str, ...], priority: int | None, waiting: bool
+) -> None:
     """Fetch images ahead of their first use."""
     wanted = []
 
     def act(image_id: str) -> str:
         try:
-            control.queue(image_id)
+            control.queue(image_id, priority)
         except ImageExistsError as error:
             if control.record(State.CACHED, image_id) is None:
                 wanted.append(image_id)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
-from cachefs.cli.options import parsed, read_amount, read_seconds
+from cachefs.cli.options import parsed, read_amount, read_rate, read_seconds
 from cachefs.cli.unmount import unmount
 from cachefs.config import (
     DRIVERS,
     LOG_LEVELS,
+    ON_LAST_CLOSE,
     ON_MISS,
     Config,
     absolute_source,
@@ -80,6 +81,23 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     help="A source to ask when those before it fail; repeatable.",
 )
 @click.option("--max-fetches", type=click.IntRange(min=1), help="Fetches at a time. Default 3.")
+@click.option(
+    "--bandwidth",
+    metavar="SIZE",
+    callback=read_rate,
+    help="Most bytes a second to fetch, in all: 100M. Default no limit.",
+)
+@click.option(
+    "--prefetch-bandwidth",
+    metavar="SIZE",
+    callback=read_rate,
+    help="Most bytes a second for fetches that nobody reads. Default no limit.",
+)
+@click.option(
+    "--on-last-close",
+    type=click.Choice(ON_LAST_CLOSE),
+    help="Go on with a fetch that nobody reads any more, or cancel it. Default keep.",
+)
 @click.option("--control-group", metavar="GROUP", help="Who else may write to control/.")
 @click.option("-o", "--options", metavar="OPTS", multiple=True, help="Options as of mount -o.")
 @click.option("--log-file", metavar="FILE", callback=parsed(_absolute), help="Default: syslog.")

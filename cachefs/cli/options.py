@@ -10,7 +10,7 @@ import click
 
 from cachefs.cli.control import Control
 from cachefs.cli.mounts import check_mount, mounts, only_mount
-from cachefs.config import Amount, parse_seconds
+from cachefs.config import Amount, parse_rate, parse_seconds
 from cachefs.errors import CacheFSError
 from cachefs.image import check_image_id
 
@@ -37,6 +37,7 @@ def parsed(parse: Callable[[str], object]) -> Callback:
 
 read_amount = parsed(Amount.parse)
 read_seconds = parsed(parse_seconds)
+read_rate = parsed(parse_rate)
 
 
 def _control(ctx: click.Context, param: click.Parameter, value: Path | None) -> Control | None:

@@ -5,6 +5,7 @@ Methods block and run in threads started by trio; what belongs to the event loop
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
@@ -58,7 +59,7 @@ class Operator:
         self._images = images
         self._worker = worker
         self._transport = transport
-        self._last: dict[str, str] = {}
+        self._cleaned: dict[str, int] = {}
 
     # The queue
 
@@ -91,8 +92,20 @@ class Operator:
         if since is None or self._fetcher.is_under_way(image_id):
             return None
         return ImageRecord(
-            image_id, 0, last_modified=since, state=State.QUEUED, source=self._fetcher.source.url
+            image_id,
+            0,
+            last_modified=since,
+            state=State.QUEUED,
+            source=self._fetcher.source.url,
+            priority=self._store.queue.priority(image_id),
         )
+
+    def set_priority(self, image_id: str, text: str) -> None:
+        """Have a queued image fetched before those of lower priority. Raises InvalidValueError."""
+        if not re.fullmatch(r"[+-]?[0-9]{1,6}", text):
+            raise InvalidValueError(f"{text[:40]!r} is not a priority, a whole number")
+        if image_id in self._store.queue:
+            self._store.queue.set_priority(image_id, int(text))
 
     # Fetches
 
@@ -193,17 +206,22 @@ class Operator:
     # Doing and setting
 
     def prune(self) -> None:
-        """Evict what exceeds the limits; the result is :meth:`last`'s."""
-        self._last["prune"] = json.dumps(asdict(self._evictor.prune())) + "\n"
+        """Evict what exceeds the limits."""
+        self._evictor.prune()
+
+    def pruned(self) -> str:
+        """The last pruning that was asked for or found something to do, as JSON; ``{}`` before."""
+        last = self._evictor.last_pruned
+        return json.dumps(asdict(last) if last else {}) + "\n"
 
     def clean(self, stall_time: float | None) -> None:
-        """Remove failures and stalled partial files; the result is :meth:`last`'s."""
+        """Remove failures and stalled partial files."""
         invalid, stalled = self._evictor.clean(stall_time)
-        self._last["clean"] = json.dumps({"invalid": invalid, "stalled": stalled}) + "\n"
+        self._cleaned = {"invalid": invalid, "stalled": stalled}
 
-    def last(self, action: str) -> str:
-        """The last result of an action as JSON; ``{}`` before the first."""
-        return self._last.get(action, "{}\n")
+    def cleaned(self) -> str:
+        """The last cleaning as JSON; ``{}`` before the first."""
+        return json.dumps(self._cleaned) + "\n"
 
     @property
     def max_size(self) -> Amount:
@@ -211,9 +229,9 @@ class Operator:
         return self._store.limits.max_size
 
     def set_max_size(self, amount: Amount) -> None:
-        """Change ``max_size``; what is over it goes in the background."""
+        """Change ``max_size``; what is over it is gone when this returns."""
         self._store.limits = replace(self._store.limits, max_size=amount)
-        self._evictor.wake()
+        self._evictor.keep_limits()
 
     @property
     def min_free(self) -> Amount:
@@ -221,9 +239,9 @@ class Operator:
         return self._store.limits.min_free
 
     def set_min_free(self, amount: Amount) -> None:
-        """Change ``min_free``; it is kept in the background too."""
+        """Change ``min_free``, and evict for it before this returns."""
         self._store.limits = replace(self._store.limits, min_free=amount)
-        self._evictor.wake()
+        self._evictor.keep_limits()
 
     @property
     def stall_time(self) -> float:

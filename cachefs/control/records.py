@@ -35,7 +35,7 @@ from cachefs.vfs.nodes import (
 class Records:
     """A directory of records. *record* finds an image's, None where it is not in this state; *ids*
     lists them, or *page* does, by driver's number, where there may be very many; *create* and
-    *remove* are what ``touch ID`` and ``rm ID`` do."""
+    *remove* are what ``touch ID`` and ``rm ID`` do, *store* takes what is written to one."""
 
     name: str
     doc: str
@@ -44,6 +44,7 @@ class Records:
     page: Callable[[Operator, int, int], Iterable[Entry]] | None = None
     create: Callable[[Operator, str], None] | None = None
     remove: Callable[[Operator, str], None] | None = None
+    store: Callable[[Operator, str, str], None] | None = None
     syntax: str = ""
 
 
@@ -167,8 +168,14 @@ class OpenRecord(OpenFile):
         return self._shown[offset : offset + size]
 
     async def write(self, offset: int, data: bytes) -> int:
-        if decode(data).strip():
-            raise InvalidValueError("a record takes no text; touch is enough")
+        text = decode(data).strip()
+        declared = self._directory.declared
+        if text and declared.store is None:
+            raise InvalidValueError("this record takes no text; touch is enough")
+        if text and declared.store is not None:
+            await trio.to_thread.run_sync(
+                declared.store, self._directory.operator, self._image_id, text
+            )
         return len(data)
 
 

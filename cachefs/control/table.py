@@ -33,7 +33,9 @@ TABLE: tuple[Declaration, ...] = (
         record=Operator.queue_record,
         create=Operator.enqueue,
         remove=Operator.unqueue,
-        syntax="`touch ID` queues, `rm ID` unqueues, `cat ID` shows the record",
+        store=Operator.set_priority,
+        syntax="`touch ID` queues, `rm ID` unqueues, `cat ID` shows the record; a number written "
+        "to ID is its priority, higher goes first",
     ),
     Lines(
         "enqueue",
@@ -79,14 +81,14 @@ TABLE: tuple[Declaration, ...] = (
     Text(
         "prune",
         "The last pruning: files and bytes dropped, JSON.",
-        show=lambda operator: operator.last("prune"),
+        show=Operator.pruned,
         store=lambda operator, _: operator.prune(),
         syntax="write anything: evict what exceeds the limits, now",
     ),
     Text(
         "clean",
         "The last cleaning: invalid and stalled images removed, JSON.",
-        show=lambda operator: operator.last("clean"),
+        show=Operator.cleaned,
         store=_clean,
         syntax="write anything, or a stall time in seconds: remove invalid and stalled images, now",
     ),

@@ -10,6 +10,7 @@ that it holds whoever writes, a real Glance through its own connection too.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -65,6 +66,25 @@ class Index:
         """Close the connection."""
         with self.lock, self._translated():
             self._connection.close()
+
+    def write_ahead(self, pages: int) -> None:
+        """Keep a write-ahead log of about *pages*, synced when it is copied back only."""
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        with self.lock, self._translated():
+            while True:
+                try:
+                    self._connection.execute("PRAGMA journal_mode=WAL")
+                    break
+                except sqlite3.OperationalError as error:
+                    busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+                    if not busy or time.monotonic() > deadline:
+                        raise
+                # Here alone SQLite does not wait for a writer; to become one waits for it.
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute("COMMIT")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
+            self._connection.execute(f"PRAGMA journal_size_limit={pages * 4096}")
 
     def rows(self, sql: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows that *sql* gives."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from cachefs.drivers.base import Entry, Totals
 from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import LRU_NEXT, LRU_START, SCHEMA, Index
-from cachefs.errors import DriverError
+from cachefs.errors import CacheFSError, DriverError
 
 GLANCE_TABLE = """
 CREATE TABLE IF NOT EXISTS cached_images (
@@ -102,25 +102,17 @@ class SqliteDriver:
 
     def configure(self) -> None:
         """Open ``cache.db``, and create or upgrade it. Raises :class:`DriverError` where that
-        fails; a file that was there is left as it is."""
-        existed = self._path.exists()
+        fails; a file that was there is left as it is, and so is the empty one that SQLite may have
+        made: another process may be using it by now."""
         index = Index(str(self._path))
         try:
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=NORMAL",
-                f"wal_autocheckpoint={WAL_PAGES}",
-                f"journal_size_limit={WAL_PAGES * 4096}",
-            ):
-                index.rows(f"PRAGMA {pragma}")
+            index.write_ahead(WAL_PAGES)
             ours = index.row("SELECT 1 FROM sqlite_master WHERE name = 'cachefs_images'")
             create = GLANCE_TABLE + OUR_TABLE + SCHEMA + FOLLOW_GLANCE
             index.script(create if ours else create + CATCH_UP)
             index.row(SELECT + "LIMIT 1")  # A table of another shape is found out now.
-        except DriverError:
+        except CacheFSError:
             index.close()
-            if not existed:
-                self._path.unlink(missing_ok=True)
             raise
         self._opened = index
 

@@ -1,7 +1,7 @@
 """All fetches of a daemon: the queue is worked off, and every image has at most one flight.
 
 Owns the nursery that flights run in. Nobody else starts a fetch, and no exception leaves
-:meth:`run` but a cancellation. """
+:meth:`run` but a cancellation."""
 
 import logging
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from cachefs.fetcher.flight import Flight, note_failure
 from cachefs.fetcher.precedence import Precedence
 from cachefs.fetcher.retry import is_passing, pauses
 from cachefs.fetcher.transfer import Settings, Traffic
-from cachefs.sources import Source, SourceImage
+from cachefs.sources import Source, SourceImage, members
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Fetcher:
 
     def sources(self) -> list[tuple[str, Health]]:
         """The sources' URLs, and how they were when last asked."""
-        return [(self.source.url, self._answers.health)]
+        return [(source.url, self._answers.health) for source in members(self.source)]
 
     def cancel(self, image_id: str) -> None:
         """Stop the fetch of an image, throw away what has come, and forget that it was wanted.

@@ -9,7 +9,7 @@ States, all owned by the event loop:
 ``failed``    readers get :attr:`Flight.error` from now on
 
 What may change at an ``await``: the state, the map, the number of readers. A wait therefore looks
-at all of them again after it. """
+at all of them again after it."""
 
 import contextlib
 import logging

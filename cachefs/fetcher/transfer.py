@@ -3,7 +3,7 @@
 The event loop owns the map and decides; threads only move bytes, mark them in the durable map, and
 report. A thread that was abandoned by a cancellation ends with its next piece, and can do no harm
 until then: it writes bytes of this version to a file of this version, or to one that has no name
-any more. """
+any more."""
 
 import contextlib
 import logging

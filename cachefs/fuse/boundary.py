@@ -18,7 +18,18 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_EXPECTED = frozenset({errno.ENOENT, errno.EINVAL, errno.EROFS, errno.EPERM, errno.EEXIST})
+_EXPECTED = frozenset(
+    {
+        errno.ENOENT,
+        errno.EINVAL,
+        errno.EROFS,
+        errno.EPERM,
+        errno.EEXIST,
+        errno.EBUSY,  # `rm` of a pinned image
+        errno.EINTR,  # Ctrl-C
+        errno.ESTALE,  # the kernel looks the name up again; nobody sees it
+    }
+)
 """Answers that are somebody's everyday question, not worth a line in the log."""
 
 

@@ -52,7 +52,14 @@ async def serve(config: Config, ready: Callable[[], None]) -> None:
     )
     claim = _claim(store.layout.private_dir)
     try:
-        daemon = Daemon(config, store, Fetcher(store, source, Settings(fetches=config.max_fetches)))
+        fetcher = Fetcher(
+            store,
+            source,
+            Settings(fetches=config.max_fetches, keep=config.on_last_close == "keep"),
+            bandwidth=config.bandwidth,
+            prefetch_bandwidth=config.prefetch_bandwidth,
+        )
+        daemon = Daemon(config, store, fetcher)
         await daemon.run(ready)
     finally:
         store.close()

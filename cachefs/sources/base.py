@@ -1,7 +1,7 @@
 """The contract of a source: where images come from.
 
 All methods block, are called in threads, and may be called from several at once. A source
-translates its library's errors into :mod:`cachefs.errors` here, at its boundary. """
+translates its library's errors into :mod:`cachefs.errors` here, at its boundary."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SourceImage:
     *size* is in bytes; *version* is the source's own name for these very bytes (an ETag, or size
     and mtime of a file), None where it has none; *digest* is what the bytes must have, None where
     nobody says. *ranges* tells whether :meth:`Source.read` can start anywhere but at 0. *source* is
-    the URL of the source that answered, which a chain needs to come back to it. """
+    the URL of the source that answered, which a chain needs to come back to it."""
 
     image_id: str
     size: int

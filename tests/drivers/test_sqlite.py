@@ -1,6 +1,7 @@
 """What only the sqlite driver does: sharing cache.db with Glance, refusing what is none."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -226,3 +227,17 @@ def test_reconcile_uses_up_no_inode_numbers(cache: CacheDir) -> None:
     for _ in range(3):
         driver.reconcile()
     assert cache.publish(driver, Entry("b", 1)).inode == first.inode + 1
+
+
+def test_a_glance_that_is_writing_is_waited_for(cache: CacheDir, glance: Glance) -> None:
+    with closing(
+        sqlite3.connect(cache.path / "cache.db", isolation_level=None, check_same_thread=False)
+    ) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute(GLANCE_INSERT, ("a", 0, 0, 10))
+        timer = threading.Timer(0.2, writer.execute, ["COMMIT"])
+        timer.start()
+        driver = open_driver("sqlite", cache.path)
+        timer.join()
+    assert driver.totals() == Totals(1, 10)
+    driver.close()

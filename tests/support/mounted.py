@@ -168,7 +168,10 @@ class Mounted:
             raise AssertionError(f"the daemon ended with {self.process.returncode}: {self._tail()}")
         if self.prefix:  # another namespace: only from inside can it be seen
             return self.run("cat", str(self.control / "status"), check=False).status == 0
-        return device.is_mounted(self.mountpoint) and bool(self.status())
+        try:
+            return device.is_mounted(self.mountpoint) and bool(self.status())
+        except OSError:
+            return False  # a dead mount, that is about to be detached
 
     # Its log
 
