@@ -57,11 +57,18 @@ def check_image_id(name: str | bytes) -> str:
         raise InvalidImageIDError(f"image ID {text[:32]!r}... is over {MAX_ID_BYTES} bytes")
     if text.startswith("."):
         raise InvalidImageIDError(f"image ID {text!r} starts with a dot")
-    if "/" in text or any(unicodedata.category(character) == "Cc" for character in text):
+    if "/" in text or not _is_printable(text):
         raise InvalidImageIDError(f"image ID {text!r} has a slash or a control character")
     if text in RESERVED_NAMES:
         raise InvalidImageIDError(f"{text!r} is a name that the cache directory uses itself")
     return text
+
+
+def _is_printable(text: str) -> bool:
+    """Whether there is no control character; most IDs need no look at each of theirs."""
+    if text.isprintable():
+        return True
+    return not any(unicodedata.category(character) == "Cc" for character in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,10 @@ MAX_INODE = 2**62
 """A greater number in an attribute is garbage."""
 
 
-def read(path: Path, name: str) -> str | None:
+def read(path: str, name: str) -> str | None:
     """The attribute's text, or None where the file has no such attribute."""
     try:
-        value: bytes = xattr.getxattr(os.fspath(path), name)
+        value: bytes = xattr.getxattr(path, name)
     except OSError as error:
         if error.errno == errno.ENODATA:
             return None
@@ -40,32 +40,32 @@ def read(path: Path, name: str) -> str | None:
     return value.decode(errors="replace")
 
 
-def write(path: Path, name: str, text: str) -> None:
+def write(path: str, name: str, text: str) -> None:
     """Set the attribute; an empty text removes it."""
     if text:
-        xattr.setxattr(os.fspath(path), name, text.encode())
+        xattr.setxattr(path, name, text.encode())
         return
     try:
-        xattr.removexattr(os.fspath(path), name)
+        xattr.removexattr(path, name)
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise
 
 
-def create(path: Path, name: str, text: str) -> bool:
+def create(path: str, name: str, text: str) -> bool:
     """Set the attribute if the file has none of the name; False where it has."""
     try:
-        xattr.setxattr(os.fspath(path), name, text.encode(), options=xattr.XATTR_CREATE)
+        xattr.setxattr(path, name, text.encode(), options=xattr.XATTR_CREATE)
     except FileExistsError:
         return False
     return True
 
 
-def read_entry(path: Path, found: os.stat_result) -> Entry:
-    """The record on the file *path*, whose inode is *found*; number 0 where it has none yet."""
-    texts = {name: read(path, name) for name in xattr.listxattr(os.fspath(path)) if name in _TEXTS}
+def read_entry(image_id: str, path: str, found: os.stat_result) -> Entry:
+    """The record on the image's file *path*, of inode *found*; number 0 where it has none yet."""
+    texts = {name: read(path, name) for name in xattr.listxattr(path) if name in _TEXTS}
     return Entry(
-        path.name,
+        image_id,
         found.st_size,
         hits=decimal(texts.get(HITS)),
         last_accessed=found.st_atime,
@@ -79,7 +79,7 @@ def read_entry(path: Path, found: os.stat_result) -> Entry:
     )
 
 
-def write_entry(path: Path, entry: Entry) -> None:
+def write_entry(path: str, entry: Entry) -> None:
     """Put the record on the file *path*; a last_modified of 0 leaves the file's mtime."""
     source = (entry.source or "").encode()[:SOURCE_BYTES].decode(errors="ignore")
     for name, text in (
@@ -92,7 +92,7 @@ def write_entry(path: Path, entry: Entry) -> None:
         (INODE, str(entry.inode)),
     ):
         write(path, name, text)
-    modified_ns = to_ns(entry.last_modified) or path.stat().st_mtime_ns
+    modified_ns = to_ns(entry.last_modified) or Path(path).stat().st_mtime_ns
     os.utime(path, ns=(to_ns(entry.last_accessed), modified_ns))
 
 

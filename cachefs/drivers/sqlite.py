@@ -142,7 +142,7 @@ class SqliteDriver:
                     dropped += 1
                 else:
                     files.pop(image_id, None)
-            for image_id in files:
+            for image_id in sorted(files):  # In order, the indexes are written once, not all over.
                 found = find_image(self._cache_dir, image_id)
                 if found is not None:
                     self._insert(
