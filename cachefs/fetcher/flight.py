@@ -74,6 +74,7 @@ class Flight:
         self.image = image
         self.state = FlightState.STARTING
         self.error: CacheFSError | None = None
+        self.begun = trio.Event()
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
@@ -107,6 +108,12 @@ class Flight:
         wanted = self._settings.keep or self.image.image_id in self._store.queue
         if self._readers == 0 and not wanted and not self.finished.is_set():
             self.cancel(CacheFSError(f"nobody reads {self.image.image_id!r} any more"))
+
+    async def begin(self) -> None:
+        """Return once there is a file to read from; raises why there is none (no room, say)."""
+        await self.begun.wait()
+        if self.error is not None:
+            raise again(self.error)
 
     async def wait(self, start: int, stop: int) -> None:
         """Return once the bytes [*start*, *stop*) can be read from :attr:`fd`; raises why they
@@ -152,6 +159,7 @@ class Flight:
             if entry is None and self.error is None:
                 self.error = self._why_cancelled or SourceError("the daemon ended")
             self._become(FlightState.PUBLISHED if entry else FlightState.FAILED)
+            self.begun.set()
             self.finished.set()
             self._go_ahead()
             self._close_if_unused()
@@ -188,6 +196,7 @@ class Flight:
         # A description of its own, without the writer's lock: readers may keep it after a failure.
         self.fd = os.open(f"/proc/self/fd/{transaction.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._become(FlightState.FILLING)
+        self.begun.set()
         hasher = Hasher(self.image.digest, "sha256")
         await together(
             lambda: self._hash(hasher),

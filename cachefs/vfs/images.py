@@ -139,7 +139,7 @@ class LazyNode(Node):
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
-        return self.images.open_lazy(self, caller)
+        return await self.images.open_lazy(self, caller)
 
     def xattrs(self) -> dict[str, bytes]:
         fetching = self.flight is not None
@@ -261,16 +261,23 @@ class Images(Directory):
         self.hits += 1
         return file
 
-    def open_lazy(self, node: LazyNode, caller: Caller) -> LazyFile:
+    async def open_lazy(self, node: LazyNode, caller: Caller) -> LazyFile:
         """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it
-        has been cached meanwhile, so that the kernel looks it up again."""
+        has been cached meanwhile, so that the kernel looks it up again, and why there can be no
+        fetch of it (NoRoomError, say)."""
         image_id = node.image.image_id
         if node.flight is None or node.flight.finished.is_set():
             if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
                 raise StaleError(f"image {image_id!r} is another by now")
             node.flight = self._fetcher.start(node.image)
+        file = LazyFile(node.flight, self._reader, caller)
+        try:
+            await unless_interrupted(caller.pid, node.flight.begin)
+        except BaseException:
+            file.close()
+            raise
         self.misses += 1
-        return LazyFile(node.flight, self._reader, caller)
+        return file
 
     def flight_ended(self, flight: Flight) -> None:
         """A fetch has ended: its name means the cached image now, or is to be asked for again."""
