@@ -6,10 +6,12 @@ paths only: no index, no policy.
 """
 
 import contextlib
+import itertools
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_unique = itertools.count()
 
 
 class Layout:
@@ -22,6 +24,7 @@ class Layout:
         self.queue_dir = base / "queue"
         self.private_dir = base / ".cachefs"
         self.failed_dir = self.private_dir / "failed"
+        self.held_dir = self.private_dir / "held"
         self.maps_dir = self.private_dir / "maps"
         self.priorities_dir = self.private_dir / "priorities"
         self.scratch_dir = self.private_dir / "scratch"
@@ -34,6 +37,7 @@ class Layout:
             self.invalid_dir,
             self.queue_dir,
             self.failed_dir,
+            self.held_dir,
             self.maps_dir,
             self.priorities_dir,
             self.scratch_dir,
@@ -71,11 +75,9 @@ class Layout:
     def write_atomically(self, path: Path, content: bytes) -> None:
         """Replace *path* by *content*, so that every reader, also after a power loss, finds the old
         bytes or the new, whole. *path* is on the cache directory's filesystem."""
-        # Not named by the process's number: containers that share the directory share numbers.
-        fd, name = tempfile.mkstemp(dir=self.scratch_dir)
-        scratch = Path(name)
+        scratch = self.scratch_dir / f"{os.getpid()}-{next(_unique)}"
         try:
-            with os.fdopen(fd, "wb") as file:
+            with scratch.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cachefs.cache.held import Held
 from cachefs.cache.layout import Layout, files_in, sync_directory
 from cachefs.cache.lock import DirectoryLock, is_held, own, share
 from cachefs.cache.partial import PartialMap, Version
@@ -74,6 +75,8 @@ class Store:
         self._clock = clock
         self._last_now = 0.0
         self._stamps = threading.Lock()
+        self.held = Held(self.layout.held_dir)
+        self._evicting: list[Callable[[Entry], None]] = []
         self._evicted: list[Callable[[Entry], None]] = []
         self.evictions = 0
         self._lock = DirectoryLock(self.layout.lock_file)
@@ -96,6 +99,11 @@ class Store:
         with self._stamps:
             self._last_now = max(self._clock(), self._last_now + 1e-6)
             return self._last_now
+
+    def on_evicting(self, listener: Callable[[Entry], None]) -> None:
+        """Call *listener*, in the evicting thread and under the lock, for every image about to
+        leave, while its file has its name."""
+        self._evicting.append(listener)
 
     def on_evicted(self, listener: Callable[[Entry], None]) -> None:
         """Call *listener*, in the evicting thread and under the lock, for every image that
@@ -177,6 +185,9 @@ class Store:
             )
             if earlier is not None and not keep:
                 earlier.close()
+            if not keep and not self.is_being_written(image_id):
+                # Before its file is replaced: a crash must not leave the map beside another file.
+                map_path.unlink(missing_ok=True)
             fd = open_incomplete(path, keep=keep)
             transaction = Transaction(self, path, fd, size, earlier if keep else None)
             try:
@@ -373,6 +384,8 @@ class Store:
     def _remove(self, entry: Entry) -> None:
         """Record gone first, then the file: a crash between leaves a file that is adopted again."""
         path = self.layout.image(entry.image_id)
+        for listener in self._evicting:
+            listener(entry)
         self.driver.remove(entry.image_id)
         try:
             path.unlink(missing_ok=True)

@@ -94,8 +94,7 @@ class Flight:
         return Progress(self.state, self.image.size, self._transfer.map.arrived_bytes)
 
     def add_reader(self) -> None:
-        """Somebody has opened the image: one hit, and the file stays open until they let go."""
-        self.opens += 1
+        """The image is open: the file stays open until :meth:`drop_reader`."""
         self._readers += 1
         self._go_ahead()
 
@@ -108,6 +107,13 @@ class Flight:
         wanted = self._settings.keep or self.image.image_id in self._store.queue
         if self._readers == 0 and not wanted and not self.finished.is_set():
             self.cancel(CacheFSError(f"nobody reads {self.image.image_id!r} any more"))
+
+    def count_hit(self) -> None:
+        """Somebody has opened the image; recorded when it is published."""
+        if self.state is FlightState.PUBLISHED:
+            self._store.hit(self.image.image_id)
+        else:
+            self.opens += 1
 
     async def begin(self) -> None:
         """Return once there is a file to read from; raises why there is none (no room, say)."""

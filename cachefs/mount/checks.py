@@ -4,6 +4,7 @@ way."""
 import errno
 import grp
 import logging
+import os
 import stat
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cachefs.transport import device
 log = logging.getLogger(__name__)
 
 _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED})
-"""What a mount whose daemon is gone answers to stat(2)."""
+"""What a mount whose daemon is gone answers to stat(2) or statvfs(3)."""
 
 
 def check(config: Config) -> None:
@@ -44,6 +45,9 @@ def group_id(config: Config) -> int | None:
 def _check_mountpoint(mountpoint: Path) -> None:
     try:
         status = mountpoint.stat()
+        if device.is_mounted(mountpoint):
+            # The kernel may answer stat from what it remembers, of a dead mount too; never this.
+            os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in _DEAD:
             raise MountError(f"mountpoint {mountpoint}: {error.strerror}") from error

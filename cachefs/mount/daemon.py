@@ -31,6 +31,7 @@ from cachefs.transport.plain import PlainTransport
 from cachefs.vfs.images import Images
 from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, Room, Serials, join
 from cachefs.vfs.nodes import FixedDirectory, Space
+from cachefs.vfs.opened import OpenImages
 from cachefs.vfs.tree import Nodes, Tree, fixed
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ class Daemon:
         self._fetcher = fetcher
         self._evictor = Evictor(store, config.stall_time)
         serials = Serials()
-        self._images = Images(store, fetcher, serials, fetch_on_miss=config.on_miss == "fetch")
+        self._opened = OpenImages(store, fetcher, lasting=False)
+        self._images = Images(
+            store, fetcher, serials, self._opened, fetch_on_miss=config.on_miss == "fetch"
+        )
         self._transport = _transport(config)
         info = self._transport.info
         operator = Operator(

@@ -5,12 +5,11 @@ an inode's pages and I/O mode are one thing for the kernel. Owns the open files 
 remembered of the source's answers; fetching is the fetcher's, deciding the cache's."""
 
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
-from cachefs.cache import OpenImage, Store
+from cachefs.cache import Store
 from cachefs.drivers import Entry
 from cachefs.errors import ImageNotFoundError, StaleError
 from cachefs.fetcher import Fetcher, Flight
@@ -28,7 +27,7 @@ from cachefs.vfs.nodes import (
     Node,
     OpenFile,
 )
-from cachefs.vfs.reader import Reader
+from cachefs.vfs.opened import OpenImages
 
 NAME_TIMEOUT = 1.0
 """Seconds for which the kernel believes a name: as long may go by until it is seen that another
@@ -38,49 +37,6 @@ ANSWER_TIMEOUT = 5.0
 """Seconds for which the source's description of an image is believed without a fetch of it."""
 
 _FILE_MODE = stat.S_IFREG | 0o444
-
-
-class ImageFile(OpenFile):
-    """A cached image, open; one for all who have that inode open."""
-
-    direct = False
-
-    def __init__(
-        self, image: OpenImage, reader: Reader, inode: int, on_close: Callable[[], None]
-    ) -> None:
-        self.handle = inode
-        self.entry = image.entry
-        self._image = image
-        self._reader = reader
-        self._on_close = on_close
-
-    async def read(self, offset: int, size: int) -> bytes | memoryview:
-        return await self._reader.read(self._image.fd, offset, size, self.entry.size)
-
-    def close(self) -> None:
-        self._on_close()
-        self._image.close()
-
-
-class LazyFile(OpenFile):
-    """An image that is being fetched, open by one process; reads wait for their bytes."""
-
-    direct = False
-
-    def __init__(self, flight: Flight, reader: Reader, caller: Caller) -> None:
-        self._flight = flight
-        self._reader = reader
-        self._pid = caller.pid
-        flight.add_reader()
-
-    async def read(self, offset: int, size: int) -> bytes | memoryview:
-        flight, stop = self._flight, offset + size
-        if not flight.has(offset, stop):
-            await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
-        return await self._reader.read(flight.fd, offset, size, flight.image.size)
-
-    def close(self) -> None:
-        self._flight.drop_reader()
 
 
 class CachedNode(Node):
@@ -159,14 +115,19 @@ class Images(Directory):
     source; without, it does not exist."""
 
     def __init__(
-        self, store: Store, fetcher: Fetcher, serials: Serials, *, fetch_on_miss: bool
+        self,
+        store: Store,
+        fetcher: Fetcher,
+        serials: Serials,
+        opened: OpenImages,
+        *,
+        fetch_on_miss: bool,
     ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._serials = serials
         self._fetch_on_miss = fetch_on_miss
-        self._reader = Reader()
-        self._open: dict[int, ImageFile] = {}
+        self._opened = opened
         self._lazy: dict[int, LazyNode] = {}
         self._lazy_by_id: dict[str, LazyNode] = {}
         self.hits = 0
@@ -211,12 +172,9 @@ class Images(Directory):
 
     def cached_node(self, serial: int) -> Node:
         """The node of a cached image, also of one evicted that is still open. Raises StaleError."""
-        entry = self._store.driver.by_inode(serial)
+        entry = self._store.driver.by_inode(serial) or self._opened.entry(serial)
         if entry is None:
-            file = self._open.get(serial)
-            if file is None:
-                raise StaleError(f"image number {serial} has been evicted")
-            entry = file.entry
+            raise StaleError(f"image number {serial} has been evicted")
         return CachedNode(self, entry)
 
     def lazy_node(self, serial: int) -> Node:
@@ -239,29 +197,14 @@ class Images(Directory):
 
     # Opening
 
-    def open_cached(self, entry: Entry) -> ImageFile:
+    def open_cached(self, entry: Entry) -> OpenFile:
         """Open a cached image and count the hit. Raises StaleError where it has gone meanwhile."""
-        file = self._open.get(entry.inode)
-        if file is None:
-            try:
-                image = self._store.open_image(entry.image_id)
-            except ImageNotFoundError as error:
-                raise StaleError(str(error)) from error
-            if image.entry.inode != entry.inode:
-                image.close()
-                raise StaleError(f"image {entry.image_id!r} has been fetched anew")
-            file = ImageFile(
-                image,
-                self._reader,
-                join(Room.CACHED, entry.inode),
-                lambda: self._forget_open(entry.inode),
-            )
-            self._open[entry.inode] = file
+        file = self._opened.cached(entry)
         self._store.hit(entry.image_id)
         self.hits += 1
         return file
 
-    async def open_lazy(self, node: LazyNode, caller: Caller) -> LazyFile:
+    async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:
         """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it
         has been cached meanwhile, so that the kernel looks it up again, and why there can be no
         fetch of it (NoRoomError, say)."""
@@ -270,12 +213,8 @@ class Images(Directory):
             if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
                 raise StaleError(f"image {image_id!r} is another by now")
             node.flight = self._fetcher.start(node.image)
-        file = LazyFile(node.flight, self._reader, caller)
-        try:
-            await unless_interrupted(caller.pid, node.flight.begin)
-        except BaseException:
-            file.close()
-            raise
+        file = await self._opened.lazy(node.serial, node.flight, caller)
+        node.flight.count_hit()
         self.misses += 1
         return file
 
@@ -284,9 +223,6 @@ class Images(Directory):
         self._lazy_by_id.pop(flight.image.image_id, None)
 
     # Inside
-
-    def _forget_open(self, serial: int) -> None:
-        del self._open[serial]
 
     def _known(self, image_id: str) -> LazyNode | None:
         """The node of an image under way, or of one the source has described just now."""

@@ -25,6 +25,8 @@ T = TypeVar("T")
 async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
     """Await ``wait()``; raises InterruptedReadError as soon as the process *pid* has a signal to
     take, or is gone, and cancels the wait."""
+    if pid <= 0:  # nobody to be seen
+        return await wait()
     result: list[T] = []
     interrupted = False
 

@@ -27,6 +27,10 @@ class Caller:
     gid: int
 
 
+NOBODY = Caller(0, 0, 0)
+"""The daemon itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attributes:
     """A node's attributes. *size* is in bytes, *gid* None for the daemon's, times in nanoseconds

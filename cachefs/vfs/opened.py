@@ -1,0 +1,214 @@
+"""Image files that are open: shared by all who have the inode open, and taken up by the next
+worker.
+
+A mount whose handles outlive its daemon (*lasting*) needs three things, all here. A handle's number
+is its inode's, so that another process knows what it means. What is open while it loses its name,
+because it is published, evicted or fetched anew, is held by a link (:mod:`cachefs.cache.held`). And
+an image that is being fetched is noted with its version, so that the fetch can go on without asking
+the source. """
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cachefs.cache import OpenImage, Store, share
+from cachefs.drivers import Entry
+from cachefs.errors import ImageNotFoundError, StaleError
+from cachefs.fetcher import Fetcher, Flight
+from cachefs.image import Digest
+from cachefs.sources import SourceImage
+from cachefs.vfs.inodes import Room, join, split
+from cachefs.vfs.interrupt import unless_interrupted
+from cachefs.vfs.nodes import NOBODY, Caller, OpenFile
+from cachefs.vfs.reader import Reader
+
+log = logging.getLogger(__name__)
+
+
+class ImageFile(OpenFile):
+    """A complete image, open; one for all who have that inode open."""
+
+    direct = False
+
+    def __init__(
+        self, image: OpenImage, reader: Reader, inode: int, on_close: Callable[[], None]
+    ) -> None:
+        self.handle = inode
+        self.entry = image.entry
+        self.fd = image.fd
+        self._image = image
+        self._reader = reader
+        self._on_close = on_close
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        return await self._reader.read(self.fd, offset, size, self.entry.size)
+
+    def close(self) -> None:
+        self._on_close()
+        self._image.close()
+
+
+class LazyFile(OpenFile):
+    """An image that is being fetched, open; reads wait for their bytes, or until *pid* is
+    interrupted (0: somebody else sees to that)."""
+
+    direct = False
+
+    def __init__(
+        self,
+        flight: Flight,
+        reader: Reader,
+        *,
+        pid: int,
+        handle: int,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.handle = handle
+        self.flight = flight
+        self._reader = reader
+        self._pid = pid
+        self._on_close = on_close
+        flight.add_reader()
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        flight, stop = self.flight, offset + size
+        if not flight.has(offset, stop):
+            await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
+        return await self._reader.read(flight.fd, offset, size, flight.image.size)
+
+    def close(self) -> None:
+        self._on_close()
+        self.flight.drop_reader()
+
+
+class OpenImages:
+    """The open images of one mount, by inode number. For the event loop, but for :meth:`hold`."""
+
+    def __init__(self, store: Store, fetcher: Fetcher, *, lasting: bool) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._lasting = lasting
+        self._reader = Reader()
+        self._cached: dict[int, ImageFile] = {}
+        self._lazy: dict[int, LazyFile] = {}
+
+    def cached(self, entry: Entry) -> ImageFile:
+        """The open file of a cached image, opened if it is not. Raises StaleError where the image
+        has gone, or is another by now."""
+        inode = join(Room.CACHED, entry.inode)
+        file = self._cached.get(inode)
+        if file is not None:
+            return file
+        try:
+            image = self._store.open_image(entry.image_id)
+        except ImageNotFoundError as error:
+            raise StaleError(str(error)) from error
+        if image.entry.inode != entry.inode:
+            image.close()
+            raise StaleError(f"image {entry.image_id!r} has been fetched anew")
+        return self._add(image, inode)
+
+    def entry(self, serial: int) -> Entry | None:
+        """What is known of an image that is open, cached still or evicted since."""
+        file = self._cached.get(join(Room.CACHED, serial))
+        return file.entry if file else None
+
+    async def lazy(self, serial: int, flight: Flight, caller: Caller) -> LazyFile:
+        """The open file of an image that is being fetched, once there is a file. Raises why there
+        will be none."""
+        inode = join(Room.LAZY, serial)
+        flight.add_reader()  # until the open file has counted itself
+        try:
+            await unless_interrupted(caller.pid, flight.begin)
+            file = self._lazy.get(inode)
+            if file is None:
+                file = self._follow(flight, inode, caller.pid)
+            return file
+        finally:
+            flight.drop_reader()
+
+    def hold(self, entry: Entry) -> None:
+        """An image is about to be evicted, in whatever thread: if it is open, its file is held."""
+        inode = join(Room.CACHED, entry.inode)
+        if self._lasting and inode in self._cached:
+            self._store.held.keep(self._store.layout.image(entry.image_id), inode)
+
+    def backing_fd(self, inode: int) -> int | None:
+        """The descriptor of a complete image that is open, for the kernel to read from."""
+        file = self._cached.get(inode)
+        return file.fd if file else None
+
+    # Taking up what another process had open
+
+    async def take_up(self, inode: int) -> OpenFile | None:
+        """Open again what a worker before this one had open; None where it was no image, or one
+        whose fetch had failed. Raises why a fetch cannot go on."""
+        room = split(inode)[0]
+        if room == Room.CACHED:
+            entry = self._store.driver.by_inode(split(inode)[1])
+            return self.cached(entry) if entry else self._open_held(inode)
+        members = self._store.held.noted(inode) if room == Room.LAZY else None
+        if members is None:
+            return None
+        image = _image(members)
+        held, layout = self._store.held.path(inode), self._store.layout
+        if _is_same(held, layout.invalid(image.image_id)):
+            return None
+        if not _is_same(held, layout.incomplete(image.image_id)):
+            return self._open_held(inode)
+        flight = self._fetcher.start(image)
+        return await self.lazy(split(inode)[1], flight, NOBODY)
+
+    def _open_held(self, inode: int) -> OpenFile | None:
+        try:
+            fd = os.open(self._store.held.path(inode), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        share(fd)
+        return self._add(
+            OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd), inode
+        )
+
+    # Inside
+
+    def _add(self, image: OpenImage, inode: int) -> ImageFile:
+        file = ImageFile(image, self._reader, inode, lambda: self._closed(inode))
+        self._cached[inode] = file
+        return file
+
+    def _follow(self, flight: Flight, inode: int, pid: int) -> LazyFile:
+        if not self._lasting:
+            return LazyFile(flight, self._reader, pid=pid, handle=0, on_close=lambda: None)
+        # Before the kernel hears of the open: the next worker must find the file, and what it is.
+        self._store.held.note(inode, dataclasses.asdict(flight.image))
+        self._store.held.keep_open(flight.fd, inode)
+        self._lazy[inode] = file = LazyFile(
+            flight,
+            self._reader,
+            pid=0,
+            handle=inode,
+            on_close=lambda: self._closed(inode),
+        )
+        return file
+
+    def _closed(self, inode: int) -> None:
+        self._cached.pop(inode, None)
+        self._lazy.pop(inode, None)
+        if self._lasting:
+            self._store.held.release(inode)
+
+
+def _image(members: dict[str, Any]) -> SourceImage:
+    """What :func:`dataclasses.asdict` made of a SourceImage, as one again."""
+    digest = members["digest"]
+    return SourceImage(**{**members, "digest": Digest(**digest) if digest else None})
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
