@@ -1,23 +1,23 @@
-"""Open files and directories by the numbers that the kernel knows them by."""
+"""Open files and directories by the numbers that the kernel knows them by.
+
+The numbers may outlive this process (see :mod:`cachefs.transport`): an image's is its inode's, so
+that its open file can be taken up by the next one; a directory's has the directory's inode number
+in it, so that the next one can list it anew. What else was open before is stale."""
 
 from dataclasses import dataclass
 
-from cachefs.vfs.inodes import Serials
-from cachefs.vfs.nodes import Directory, Listing, OpenFile
+from cachefs.errors import StaleError
+from cachefs.vfs.inodes import Room, Serials, join
+from cachefs.vfs.nodes import Listing, OpenFile
+
+_INODE_BITS = 16
+_STAMP_BITS = 40
 
 
 @dataclass(slots=True)
 class _Open:
     file: OpenFile
     opens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class OpenDirectory:
-    """A directory being listed."""
-
-    directory: Directory
-    listing: Listing
 
 
 class Handles:
@@ -27,45 +27,60 @@ class Handles:
     def __init__(self, serials: Serials) -> None:
         self._serials = serials
         self._files: dict[int, _Open] = {}
-        self._directories: dict[int, OpenDirectory] = {}
+        self._listings: dict[int, Listing] = {}
 
     def __len__(self) -> int:
-        return len(self._files) + len(self._directories)
+        return len(self._files) + len(self._listings)
 
-    def add(self, file: OpenFile) -> int:
-        """Count one open of *file*; its number."""
+    def add(self, file: OpenFile, opens: int = 1) -> int:
+        """Count *opens* opens of *file*; its number."""
         number = file.handle or self._serials.next()
-        self._files.setdefault(number, _Open(file)).opens += 1
+        self._files.setdefault(number, _Open(file)).opens += opens
         return number
 
     def file(self, number: int) -> OpenFile:
-        """The open file of a number."""
-        return self._files[number].file
+        """The open file of a number. Raises StaleError."""
+        try:
+            return self._files[number].file
+        except KeyError:
+            raise StaleError("this file was opened through an earlier daemon") from None
 
     def release(self, number: int) -> None:
         """One open less; the last closes the file."""
-        opened = self._files[number]
+        opened = self._files.get(number)
+        if opened is None:  # of an earlier daemon
+            return
         opened.opens -= 1
         if opened.opens == 0:
             del self._files[number]
             opened.file.close()
 
-    def add_directory(self, directory: OpenDirectory) -> int:
-        """Remember an open directory; its number."""
-        number = self._serials.next()
-        self._directories[number] = directory
+    def add_listing(self, inode: int, listing: Listing) -> int:
+        """Remember the open directory *inode*; its number."""
+        stamp = self._serials.next() & ((1 << _STAMP_BITS) - 1)
+        number = join(Room.HANDLE, stamp << _INODE_BITS | inode)
+        self._listings[number] = listing
         return number
 
-    def directory(self, number: int) -> OpenDirectory:
-        """The open directory of a number."""
-        return self._directories[number]
+    def listing(self, number: int) -> Listing | None:
+        """The listing of a number; None where it was opened through an earlier daemon."""
+        return self._listings.get(number)
 
-    def release_directory(self, number: int) -> None:
+    def resume_listing(self, number: int, listing: Listing) -> None:
+        """Go on with a listing that an earlier daemon began."""
+        self._listings[number] = listing
+
+    def release_listing(self, number: int) -> None:
         """Forget an open directory."""
-        del self._directories[number]
+        self._listings.pop(number, None)
 
     def close(self) -> None:
         """Close everything, at the end of the mount."""
         while self._files:
             self._files.popitem()[1].file.close()
-        self._directories.clear()
+        self._listings.clear()
+
+
+def directory_of(number: int) -> int:
+    """The inode number of the directory whose listing has this number."""
+    return number & ((1 << _INODE_BITS) - 1)

@@ -25,7 +25,7 @@ from pyfuse3 import (
 
 from cachefs.errors import NotPermittedError, ReadOnlyError
 from cachefs.fuse.boundary import answers
-from cachefs.fuse.handles import Handles, OpenDirectory
+from cachefs.fuse.handles import Handles, directory_of
 from cachefs.image import MAX_ID_BYTES
 from cachefs.vfs.inodes import Serials
 from cachefs.vfs.nodes import Attributes, Caller, Directory, Space
@@ -156,13 +156,15 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        directory = self._directory(inode)
-        opened = OpenDirectory(directory, await directory.open_listing())
-        return FileHandleT(self.handles.add_directory(opened))
+        listing = await self._directory(inode).open_listing()
+        return FileHandleT(self.handles.add_listing(inode, listing))
 
     @answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        listing = self.handles.directory(fh).listing
+        listing = self.handles.listing(fh)
+        if listing is None:
+            listing = await self._directory(directory_of(fh)).open_listing()
+            self.handles.resume_listing(fh, listing)
         position = start_id
         while page := listing.page(position, PAGE):
             for item in page:
@@ -176,7 +178,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def releasedir(self, fh: FileHandleT) -> None:
-        self.handles.release_directory(fh)
+        self.handles.release_listing(fh)
 
     # What no file here allows
 

@@ -21,6 +21,8 @@ class Room(IntEnum):
     """``images/ID`` of a cached image; the serial is the driver's."""
     LAZY = 2
     """``images/ID`` of an image that is being fetched, or would be if it were opened."""
+    HANDLE = 8
+    """No nodes: the numbers of open directories, which must not be those of open images."""
     RECORD = 16
     """Files of the first record directory of ``control/``; the next directory has 17, and so on."""
 

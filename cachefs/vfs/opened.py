@@ -5,7 +5,7 @@ A mount whose handles outlive its daemon (*lasting*) needs three things, all her
 is its inode's, so that another process knows what it means. What is open while it loses its name,
 because it is published, evicted or fetched anew, is held by a link (:mod:`cachefs.cache.held`). And
 an image that is being fetched is noted with its version, so that the fetch can go on without asking
-the source. """
+the source."""
 
 import dataclasses
 import logging
