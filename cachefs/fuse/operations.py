@@ -4,6 +4,7 @@ Owns handles and the shape of replies. Knows no file by name and decides nothing
 is what, who may do what and what a file holds are the tree's."""
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
@@ -52,6 +53,7 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._space = space
         self._uid, self._gid = os.getuid(), os.getgid()
+        self._started_ns = time.time_ns()  # for nodes that have no times of their own
         self.handles = Handles(serials)
 
     # Names
@@ -260,8 +262,8 @@ class Operations(pyfuse3.Operations):
         entry.st_blksize = BLOCK
         entry.st_uid = self._uid
         entry.st_gid = self._gid if attributes.gid is None else attributes.gid
-        entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns
-        entry.st_atime_ns = attributes.atime_ns
+        entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns or self._started_ns
+        entry.st_atime_ns = attributes.atime_ns or self._started_ns
         entry.entry_timeout = attributes.entry_timeout
         entry.attr_timeout = attributes.attr_timeout
         return entry
