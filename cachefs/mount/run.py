@@ -22,6 +22,10 @@ def run(config: Config) -> int:
     soon as the mount answers. Raises :class:`~cachefs.errors.CacheFSError` when it cannot be
     mounted."""
     check(config)
+    try:
+        log_to(config)  # before the fork, while what goes wrong can still be said plainly
+    except OSError as error:
+        raise MountError(f"cannot write the log: {error}") from error
     if config.foreground:
         _serve(config, lambda: None)
     else:
@@ -30,7 +34,6 @@ def run(config: Config) -> int:
 
 
 def _serve(config: Config, ready: Callable[[], None]) -> None:
-    log_to(config)
     try:
         trio.run(serve, config, ready, strict_exception_groups=True)
     except* CacheFSError as group:
