@@ -45,9 +45,11 @@ class ChunkMap:
         self._ahead = range(0)
         self._cursor = 0
         self._prefix = 0
+        self._last: int | None = None
         self.arrived_bytes = 0
         for number in present:
             self.arrived(number * chunk, min((number + 1) * chunk, size))
+        self._last = None
 
     @property
     def complete(self) -> bool:
@@ -66,6 +68,16 @@ class ChunkMap:
             return True
         first, last = start // self.chunk, (stop - 1) // self.chunk
         return all(state == _HAVE for state in self._states[first : last + 1])
+
+    def completes(self, start: int, stop: int) -> bool:
+        """Whether all has arrived, and [*start*, *stop*) has some of the chunk that came last:
+        whoever has read everything has read that too. All are last that were here from the
+        start."""
+        if not self.complete or start >= min(stop, self.size):
+            return False
+        if self._last is None:
+            return True
+        return start // self.chunk <= self._last <= (min(stop, self.size) - 1) // self.chunk
 
     def demand(self, start: int, stop: int) -> bool:
         """Ask for [*start*, *stop*) before all else; whether any of it is not even on its way."""
@@ -114,6 +126,7 @@ class ChunkMap:
         for number in range(start // self.chunk, -(-stop // self.chunk)):
             if self._states[number] != _HAVE:
                 self._states[number] = _HAVE
+                self._last = number
                 self.arrived_bytes += min(self.chunk, self.size - number * self.chunk)
         while self._prefix < len(self._states) and self._states[self._prefix] == _HAVE:
             self._prefix += 1

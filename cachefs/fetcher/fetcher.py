@@ -95,7 +95,8 @@ class Fetcher:
             return earlier
         flight = Flight(self._store, self.source, image, self._settings, self._traffic)
         self.flights[image.image_id] = flight
-        self._running.start_soon(self._fly, flight, earlier and earlier.finished)
+        after = earlier.finished if earlier is not None else None
+        self._running.start_soon(self._fly, flight, after)
         return flight
 
     def is_under_way(self, image_id: str) -> bool:

@@ -4,7 +4,8 @@ States, all owned by the event loop:
 
 ``starting``  no file yet; readers wait
 ``filling``   chunks arrive; readers wait for theirs alone
-``verifying`` all bytes are here; hashing, syncing, publishing
+``verifying`` all bytes are here; the digest is compared
+``publishing`` the digest is right; syncing, recording, renaming
 ``published`` the image is cached; readers go on reading the same file
 ``failed``    readers get :attr:`Flight.error` from now on
 
@@ -56,6 +57,7 @@ class FlightState(StrEnum):
     STARTING = "starting"
     FILLING = "filling"
     VERIFYING = "verifying"
+    PUBLISHING = "publishing"
     PUBLISHED = "published"
     FAILED = "failed"
 
@@ -88,6 +90,7 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
+        self._verified = image.digest is None
         self._readers = 0
         self._ahead = False
         self._store = store
@@ -143,8 +146,18 @@ class Flight:
             await self._transfer.changed.park()
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether :meth:`wait` would return at once."""
-        return self.error is None and self.fd >= 0 and self._transfer.map.covers(start, stop)
+        """Whether :meth:`wait` would return at once.
+
+        INVARIANT: nobody has ever read all of an image that is not verified: what arrives last is
+        given to readers only once the digest is known to be right.
+        """
+        chunks = self._transfer.map
+        return (
+            self.error is None
+            and self.fd >= 0
+            and chunks.covers(start, stop)
+            and (self._verified or not chunks.completes(start, stop))
+        )
 
     @property
     def cancelled(self) -> bool:
@@ -235,6 +248,8 @@ class Flight:
 
     async def _publish(self, transaction: Transaction, hasher: Hasher) -> Entry:
         digest, counted = hasher.finish(), self.opens
+        self._verified = True
+        self._become(FlightState.PUBLISHING)
 
         def commit() -> Entry:
             return transaction.commit(

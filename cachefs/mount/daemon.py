@@ -93,6 +93,7 @@ class Daemon:
         tree = _tree(self._images, operator, serials, group_id(config))
         self._operations = Operations(tree, serials, self._space)
         self._fetching = trio.CancelScope()
+        self._serving = trio.Event()
         store.on_evicted(self._evicted)
         fetcher.on_ended(self._flight_ended)
 
@@ -100,10 +101,12 @@ class Daemon:
         """Serve until unmounted or told to end."""
         try:
             async with trio.open_nursery() as nursery:
+                # First: a signal that came between the mount and this would leave a dead mount.
+                await nursery.start(self._watch_signals)
                 await nursery.start(self._fetch)
                 nursery.start_soon(self._evictor.run)
                 await nursery.start(self._answer, nursery)
-                nursery.start_soon(self._watch_signals)
+                self._serving.set()
                 log.info("serving %s at %s", self._config.source, self._config.mountpoint)
                 ready()
         finally:
@@ -118,8 +121,11 @@ class Daemon:
         await self._transport.serve(self._operations, task_status=task_status)
         nursery.cancel_scope.cancel()
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        """End at a signal; one that comes while the mount is being made waits until it is."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            await self._serving.wait()
             async for number in signals:
                 log.info("ending: %s", signal.Signals(number).name)
                 self._fetching.cancel()

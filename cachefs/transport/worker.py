@@ -11,6 +11,7 @@ filesystem, and goes on when the filesystem waits for a slow source.
 import logging
 import os
 import socket
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class _Drains(Protocol):
-    async def drain(self, timeout: float) -> bool: ...
+    async def drain(self, seconds: float) -> bool: ...
 
 
 class Attachment:
@@ -135,7 +136,6 @@ class Attachment:
             await trio.sleep(self.inheritance.beat_interval)
 
     def _tell(self, word: bytes) -> None:
-        try:
+        # A supervisor that does not listen learns nothing from one more word.
+        with suppress(BlockingIOError, ConnectionError):
             self._control.send(word)
-        except (BlockingIOError, ConnectionError):
-            pass  # a supervisor that does not listen learns nothing from one more word
