@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.place import Place, content
 
-from cachefs.cache import CHUNK, Store, Transaction, Version
+from cachefs.cache import CHUNK, PartialMap, Store, Transaction, Version
 from cachefs.errors import ImageBusyError, ImageExistsError, SourceError
 
 SIZE = 3 * CHUNK
@@ -80,16 +80,18 @@ def test_bytes_of_another_version_are_thrown_away(place: Place, version: Version
 def test_a_map_does_not_outlive_the_bytes_it_speaks_of(place: Place) -> None:
     leave(place)
     with place.opened() as store:
-        transaction = begin(store, None)  # a writer without ranges, who is killed
+        transaction = store.begin("a", SIZE)  # by a writer without a map, who is killed
         transaction.write(bytes(SIZE))
         os.close(transaction.fd)
         with begin(store) as again:
             assert present(again) == []
 
 
-@pytest.mark.parametrize("call", ["ftruncate", "fsync"])
+@pytest.mark.parametrize(
+    ("owner", "call"), [(os, "ftruncate"), (os, "fsync"), (PartialMap, "create")]
+)
 def test_a_begin_that_is_cut_off_leaves_no_map_of_other_bytes(
-    place: Place, monkeypatch: pytest.MonkeyPatch, call: str
+    place: Place, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
 ) -> None:
     leave(place)
 
@@ -100,7 +102,7 @@ def test_a_begin_that_is_cut_off_leaves_no_map_of_other_bytes(
         raise KilledError
 
     with place.opened() as store, monkeypatch.context() as patch:
-        patch.setattr(os, call, die)
+        patch.setattr(owner, call, die)
         patch.setattr(Transaction, "abort", lambda transaction: os.close(transaction.fd))
         with pytest.raises(KilledError):
             begin(store, replace(VERSION, tag="new"))
