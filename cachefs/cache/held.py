@@ -3,7 +3,7 @@
 ``.cachefs/held/NUMBER`` is a hard link to an image's file, ``.cachefs/held/NUMBER.json`` what its
 owner wrote of it; the number is the owner's. They outlive the process, not the mount: the first
 daemon of a mount clears what an earlier one left, those that take over from a dead one take it up.
-Disk space comes back with the last link and the last descriptor. """
+Disk space comes back with the last link and the last descriptor."""
 
 import contextlib
 import json

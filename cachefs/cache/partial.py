@@ -62,11 +62,14 @@ class PartialMap:
 
     @classmethod
     def create(cls, path: Path, version: Version) -> Self:
-        """A map with nothing in it, durable before it returns."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        """A map with nothing in it, durable before it returns. Raises ValueError where the
+        version's tag is too long for a map to hold, before anything is touched."""
+        header = _header(version)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o640)
         try:
             states = bytearray(_chunks(version.size))
-            os.pwrite(fd, _header(version), 0)
+            os.pwrite(fd, header, 0)
             os.ftruncate(fd, _PAGE + len(states))
             os.fsync(fd)
             sync_directory(path.parent)
@@ -80,21 +83,22 @@ class PartialMap:
         """The map at *path*, or None where there is none or it cannot be believed."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+        except OSError:  # what cannot be read is fetched again
             return None
         try:
             version, boot = _parse(os.pread(fd, _PAGE, 0))
-            states = bytearray(os.pread(fd, _chunks(version.size) + 1, _PAGE))
-            if len(states) != _chunks(version.size):
-                raise ValueError("of another length than its image")
+            states = _read_states(fd, _chunks(version.size))
             if boot != _boot_id():
                 states = states.replace(WRITTEN, MISSING)
                 os.pwrite(fd, states, _PAGE)
                 os.fsync(fd)  # before the header says that this is the boot they are of
                 os.pwrite(fd, _header(version), 0)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError, OSError):
             os.close(fd)
             return None
+        except BaseException:
+            os.close(fd)
+            raise
         return cls(path, fd, version, states)
 
     def present(self) -> list[int]:
@@ -111,15 +115,22 @@ class PartialMap:
 
     def sync(self, data: int) -> int:
         """Make all that is written durable, through the image's descriptor *data*; how many chunks
-        became so. Blocks for as long as the disk takes."""
-        numbers = [n for n, state in enumerate(self._states) if state == WRITTEN[0]]
-        if not numbers:
-            return 0
-        os.fdatasync(data)
+        became so. Blocks for as long as the disk takes. Raises OSError: the kernel tells of lost
+        writes but once (fsync(2)), so the fetch must not go on after it."""
         with self._lock:
-            for number in numbers if self._fd >= 0 else ():
-                os.pwrite(self._fd, SYNCED, _PAGE + number)
-                self._states[number] = SYNCED[0]
+            numbers = [n for n, state in enumerate(self._states) if state == WRITTEN[0]]
+            fd = os.dup(self._fd) if numbers and self._fd >= 0 else -1
+        if fd < 0:
+            return 0
+        try:
+            os.fdatasync(data)
+            with self._lock:
+                for number in numbers:
+                    self._states[number] = SYNCED[0]
+                os.pwrite(fd, self._states[numbers[0] :], _PAGE + numbers[0])
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
         return len(numbers)
 
     def close(self) -> None:
@@ -157,4 +168,18 @@ def _parse(page: bytes) -> tuple[Version, str]:
     members = json.loads(page)
     if members["format"] != 1 or members["chunk"] != CHUNK:
         raise ValueError("of another format")
-    return Version(members["size"], members["tag"], members["digest"]), members["boot"]
+    size, tag, digest = members["size"], members["tag"], members["digest"]
+    if type(size) is not int or not 0 <= size < 2**63:
+        raise ValueError("of an impossible size")
+    if not isinstance(tag, str | None) or not isinstance(digest, str | None):
+        raise ValueError("of a version that is no text")
+    return Version(size, tag, digest), members["boot"]
+
+
+def _read_states(fd: int, count: int) -> bytearray:
+    if os.fstat(fd).st_size != _PAGE + count:
+        raise ValueError("of another length than its image")
+    states = bytearray(os.pread(fd, count, _PAGE))
+    if len(states) != count or states.translate(None, MISSING + WRITTEN + SYNCED):
+        raise ValueError("with states that there are not")
+    return states

@@ -26,33 +26,26 @@ from typing import TYPE_CHECKING, Protocol, Self
 from cachefs.cache.lock import own
 from cachefs.cache.partial import PartialMap
 from cachefs.drivers import Entry
-from cachefs.errors import (
-    CacheFSError,
-    ChecksumError,
-    ImageBusyError,
-    NoRoomError,
-    SourceError,
-)
+from cachefs.errors import CacheFSError, ChecksumError, ImageBusyError, NoRoomError
 from cachefs.image import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 GROWTH = 64 * 2**20
-"""Most bytes reserved ahead of those written when the size of an image is not known beforehand."""
+"""Bytes by which a reservation grows when the size of an image is not known beforehand."""
 
 
 class Owner(Protocol):
     """What a transaction asks of the cache it writes into."""
 
-    def reserve(self, path: Path, fd: int, size: int, *, ahead: int = 0) -> int:
-        """Make room and lengthen the file to *size* bytes, and by up to *ahead* more where that
-        costs nobody anything, or raise NoRoomError. The new length."""
+    def reserve(self, path: Path, fd: int, size: int) -> None:
+        """Make room and lengthen the file to *size* bytes, or raise NoRoomError."""
 
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record the synced file and rename it into place."""
 
-    def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
+    def reject(self, image_id: str, path: Path, error: CacheFSError, source: str | None) -> None:
         """Move the file to ``invalid/`` and remember why."""
 
     def now(self) -> float:
@@ -79,7 +72,7 @@ class Transaction:
         self.size = size
         self.partial = partial
         self._owner = owner
-        self._reserved = os.fstat(fd).st_size
+        self._reserved = size or 0
         self._written = 0
         self._open = True
 
@@ -88,11 +81,6 @@ class Transaction:
 
     def __exit__(self, *_: object) -> None:
         self.abort()
-
-    def expect(self, size: int) -> None:
-        """Reserve room for *size* bytes at once; fewer or more may come. Raises NoRoomError."""
-        if self.size is None and size > self._reserved:
-            self._reserved = self._owner.reserve(self.path, self.fd, size)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append *data*. Raises NoRoomError when the image outgrows the cache, OSError as
@@ -104,10 +92,7 @@ class Transaction:
                 f"image {self.image_id!r} is longer than the {self.size} bytes promised"
             )
         if end > self._reserved:
-            # Never more ahead than is there already: a small image takes little.
-            self._reserved = self._owner.reserve(
-                self.path, self.fd, end, ahead=min(end, GROWTH)
-            )
+            self._grow(end)
         while view:
             count = os.pwrite(self.fd, view, self._written)
             self._written += count
@@ -124,16 +109,10 @@ class Transaction:
         """Publish the image with the digest that its bytes were found to have, and the hits it had
         while it was incomplete.
 
-        Returns the record. After an error the transaction is still open, and nothing is published
-        (but after a failed fsync of the directory, which leaves it to the disk what is kept).
-        Raises SourceError when fewer bytes than promised were appended, ImageBusyError when
-        somebody has taken the file away meanwhile.
+        Returns the record. After an error the transaction is still open, and nothing is published.
+        Raises ImageBusyError when the file was taken away meanwhile (``clean`` of another process).
         """
         size = self.size if self.size is not None else self._written
-        if 0 < self._written < size:
-            raise SourceError(
-                f"image {self.image_id!r} ended after {self._written} of {size} bytes"
-            )
         if self.size is None:
             os.ftruncate(self.fd, size)
         os.fsync(self.fd)
@@ -157,7 +136,7 @@ class Transaction:
     def abort(self) -> None:
         """Throw the bytes away. Nothing happens to a transaction that has ended."""
         if self._open:
-            if is_at(self.fd, self.path):  # else it was cleaned away, and is somebody else's now
+            if _is_at(self.fd, self.path):  # else it was cleaned away, and is somebody else's now
                 self._remove_map()
                 self.path.unlink()
             self._close()
@@ -241,7 +220,7 @@ def open_incomplete(path: Path, *, keep: bool = False) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
             own(fd)
-            if is_at(fd, path):  # else its last writer ended between our open and our lock
+            if _is_at(fd, path):  # else its last writer ended between our open and our lock
                 if keep or os.fstat(fd).st_size == 0:
                     return fd
                 path.unlink()
@@ -254,8 +233,7 @@ def open_incomplete(path: Path, *, keep: bool = False) -> int:
         os.close(fd)
 
 
-def is_at(fd: int, path: Path) -> bool:
-    """Whether *path* still names the open file."""
+def _is_at(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """The relay: pyfuse3 on one end of a socket pair, ``/dev/fuse`` on ours, and what passes between.
 
-Owns the two pump tasks and pyfuse3's session; what happens to a message is :mod:`.exchange`'s.
+Owns the pump and pyfuse3's session; what happens to a message is :mod:`.exchange`'s.
 Knows nothing of images, caches or the supervisor, whose part is the *gate*.
 
 libfuse takes an opened device for a mount point named ``/dev/fd/N`` (``fuse_session_mount``), and
@@ -16,8 +16,10 @@ INVARIANT: a request that has been read from the device is passed on, whatever i
 import errno
 import logging
 import os
+import select
 import socket
 from collections import deque
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 import pyfuse3
@@ -41,7 +43,8 @@ from .table import OpenTable
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32  # messages between two checkpoints
+_BATCH = 32  # requests between two checkpoints
+_PATIENCE = 3  # turns of the event loop in which to look for an answer before waiting for one
 _INTERRUPT_POLL = 0.1  # seconds
 TASKS: Final = 400
 """pyfuse3's handlers at once: more requests wait, whatever they are."""
@@ -52,6 +55,10 @@ class Gate(Protocol):
 
     async def wait_turn(self) -> None:
         """Return once no other worker reads the device."""
+
+    async def take_over(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """Our turn has come, and no request is answered before this returns. *open_nodes* are the
+        nodes that earlier workers left open, and how often; *first* says that there were none."""
 
     def ready(self) -> None:
         """This worker answers requests now."""
@@ -65,6 +72,9 @@ class OpenGate:
 
     async def wait_turn(self) -> None:
         """It is always our turn."""
+
+    async def take_over(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """There is nothing to take over."""
 
     def ready(self) -> None:
         """Nobody asked."""
@@ -112,9 +122,10 @@ class RelayTransport:
         )
         self._ours: socket.socket | None = None
         self._backlog: deque[bytes] = deque()
-        self._reading = trio.CancelScope()
+        self._poller = select.epoll()  # of both sides
+        self._draining = False
         self._finished = trio.Event()
-        self._answered = trio.Event()
+        self._idle = trio.Event()
         self._init_answered = trio.Event()
         self._watch = trio.Event()
 
@@ -134,9 +145,12 @@ class RelayTransport:
                 nursery.start_soon(self._run_pyfuse3)
                 replayed = await self._replay_init() if self._table.init_request else b""
                 await self._gate.wait_turn()
+                first = self._table.workers == 0
                 self._take_over(replayed)
-                nursery.start_soon(self._to_kernel)
-                nursery.start_soon(self._from_kernel)
+                await self._gate.take_over(self.open_nodes, first=first)
+                self._poller.register(self._ours, select.EPOLLIN)
+                self._poller.register(self._device, select.EPOLLIN)
+                nursery.start_soon(self._pump)
                 nursery.start_soon(self._watch_interrupted)
                 if not self._table.init_answered:
                     await self._init_answered.wait()
@@ -152,15 +166,18 @@ class RelayTransport:
         finally:
             self._notifier.close()
             pyfuse3.close(unmount=False)
+            self._poller.close()
             self._ours.close()
 
     async def drain(self, timeout: float) -> bool:
         """See :meth:`cachefs.transport.base.Transport.drain`."""
-        self._reading.cancel()
+        if not self._draining and not self._poller.closed:
+            self._draining = True
+            self._poller.unregister(self._device)
         with trio.move_on_after(timeout):
             while not self._exchange.idle:
-                self._answered = trio.Event()  # set by _to_kernel when it has nothing more to do
-                await self._answered.wait()
+                self._idle = trio.Event()
+                await self._idle.wait()
         self._finished.set()
         return self._exchange.idle
 
@@ -224,38 +241,60 @@ class RelayTransport:
 
     # --- pumping ------------------------------------------------------------------------------
 
-    async def _from_kernel(self) -> None:
-        device, exchange = self._device, self._exchange
+    async def _pump(self) -> None:
+        """Pass messages both ways, in one task: an answer is often there a turn of the event loop
+        after its request was passed on, and looking for it is cheaper than being woken by it."""
+        exchange, ours = self._exchange, self._ours
+        assert ours is not None
         buffer = bytearray(MESSAGE_MAX)
         view = memoryview(buffer)
         buffers = [buffer]
-        with self._reading:
+        patience = 0
+        while True:
+            busy = False
+            for _ in range(_BATCH):
+                n = self._read_device(buffers)
+                if n < 0:
+                    break
+                if n == 0:
+                    self._gate.unmounted()
+                    self._finished.set()
+                    return
+                busy = True
+                if exchange.request(view[:n]):
+                    await self._pass_on(view[:n])
             while True:
-                for _ in range(_BATCH):
-                    try:
-                        n = os.readv(device, buffers)
-                    except BlockingIOError:
-                        if exchange.interrupted:
-                            self._watch.set()
-                        await trio.lowlevel.wait_readable(device)
-                        continue
-                    except OSError as error:
-                        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-                            self._end()
-                            return
-                        if error.errno not in (errno.ENOENT, errno.EINTR):
-                            raise
-                        continue  # the request was withdrawn while it was read
-                    if not n:
-                        self._end()
-                        return
-                    if exchange.request(view[:n]):
-                        await self._pass_on(view[:n])
+                try:
+                    n = ours.recv_into(buffer)
+                except BlockingIOError:
+                    break
+                if not n:
+                    return
+                busy = True
+                exchange.reply(view[:n])
+            if busy:
+                patience = _PATIENCE
+                self._after_work()
+            if patience and (busy or not exchange.idle):
+                patience -= 1
                 await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._poller)
 
-    def _end(self) -> None:
-        self._gate.unmounted()
-        self._finished.set()
+    def _read_device(self, buffers: list[bytearray]) -> int:
+        """The length of the next message; -1 for none now, 0 when there will be none any more."""
+        if self._draining:
+            return -1
+        while True:
+            try:
+                return os.readv(self._device, buffers)
+            except BlockingIOError:
+                return -1
+            except OSError as error:
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                    return 0
+                if error.errno not in (errno.ENOENT, errno.EINTR):
+                    raise  # those are requests withdrawn while they were read
 
     async def _pass_on(self, message: memoryview) -> None:
         assert self._ours is not None
@@ -270,26 +309,13 @@ class RelayTransport:
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.wait_writable(self._ours)
 
-    async def _to_kernel(self) -> None:
-        ours, exchange = self._ours, self._exchange
-        assert ours is not None
-        buffer = bytearray(MESSAGE_MAX)
-        view = memoryview(buffer)
-        while True:
-            for _ in range(_BATCH):
-                try:
-                    n = ours.recv_into(buffer)
-                except BlockingIOError:
-                    if exchange.idle:
-                        self._answered.set()
-                    if self._table.init_answered:
-                        self._init_answered.set()
-                    await trio.lowlevel.wait_readable(ours)
-                    continue
-                if not n:
-                    return
-                exchange.reply(view[:n])
-            await trio.lowlevel.checkpoint()
+    def _after_work(self) -> None:
+        if self._exchange.idle:
+            self._idle.set()
+        if self._exchange.interrupted:
+            self._watch.set()
+        if self._table.init_answered:
+            self._init_answered.set()
 
     async def _watch_interrupted(self) -> None:
         while True:

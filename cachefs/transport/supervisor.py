@@ -10,17 +10,17 @@ A worker's life::
        \\______________________________________/  \\__ dies, or is silent and killed __/
 
 - **Dies** (any exit that was not announced): the next is started after a pause that grows with the
-  deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
-  ``settled`` seconds ends the row. After ``quarantine_after`` deaths the next one answers EIO to
-  what is resent (see :mod:`.exchange`). After ``give_up_after`` deaths in a row the mount is
-  detached. The first worker of all gets one try: nobody has anything to lose yet.
-- **Silent** for ``beat_timeout``: SIGKILL, then as above.
-- **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
-  command, which now means the new code. It shakes hands with libfuse and waits. Then the first
-  drains and exits, and the second gets GO. INVARIANT: never do two workers have their turn at once:
-  GO is sent when the other is gone. If the second dies or does not report in ``start_timeout``, the
-  first goes on and nothing else happens.
-- **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says so and exits; so do we.
+deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
+``settled`` seconds ends the row. After ``quarantine_after`` crashes (deaths other than by
+somebody's SIGKILL) the next one answers EIO to what is resent (see :mod:`.exchange`). After
+``give_up_after`` deaths in a row the mount is detached. The first worker of all gets one try:
+nobody has anything to lose yet. - **Silent** for ``beat_timeout``: SIGKILL, then as above. -
+**Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same command,
+which now means the new code. It shakes hands with libfuse and waits. Then the first drains and
+exits, and the second gets GO. INVARIANT: never do two workers have their turn at once: GO is sent
+when the other is gone. If the second dies or does not report in ``start_timeout``, the first goes
+on and nothing else happens. - **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says
+so and exits; so do we.
 
 INVARIANT: a killed worker is replaced even if it cannot be reaped: one of its threads may wait in
 the kernel (a notification) for an answer that only the next worker gives. After SIGKILL no thread
@@ -82,6 +82,7 @@ class _Worker:
         self.standby = False
         self.leave_by: float | None = None
         self.killed_at: float | None = None
+        self.silent = False
         self.unmounted = False
 
     def tell(self, word: bytes) -> None:
@@ -160,7 +161,7 @@ class Supervisor:
         self._next: _Worker | None = None
         self._ghosts: list[_Worker] = []
         self._start_at: float | None = None
-        self._deaths = 0
+        self._deaths = self._crashes = 0
         self._served = False
         self._stop_by: float | None = None
         self._unmounted = False
@@ -286,6 +287,7 @@ class Supervisor:
             worker.kill(now)
         elif now - worker.heard > limits.beat_timeout:
             log.error("worker %d is silent for %.0f s; killing it", worker.pid, now - worker.heard)
+            worker.silent = True
             worker.kill(now)
         elif not worker.is_up and now - worker.started > limits.start_timeout:
             log.error("worker %d does not come up; killing it", worker.pid)
@@ -315,8 +317,12 @@ class Supervisor:
         if worker.leave_by is not None:  # a plain upgrade
             self._start_at = now
             return
-        settled = worker.ready_at is not None and now - worker.ready_at >= self._limits.settled
-        self._deaths = 1 if settled else self._deaths + 1
+        alive_until = worker.heard if worker.silent else now
+        if worker.ready_at is not None and alive_until - worker.ready_at >= self._limits.settled:
+            self._deaths = self._crashes = 0
+        self._deaths += 1
+        # A SIGKILL that is not ours is an operator's, and no fault of any request.
+        self._crashes += worker.silent or worker.process.returncode != -signal.SIGKILL
         log.error("%s", how)
         if not self._served or self._deaths >= self._limits.give_up_after:
             self.reason = f"{self._deaths} workers died in a row, the last: {how}"
@@ -388,7 +394,7 @@ class Supervisor:
             table=self._table,
             turn=turn,
             restarts=self.restarts,
-            quarantine=self._deaths >= self._limits.quarantine_after,
+            quarantine=self._crashes >= self._limits.quarantine_after,
             beat_interval=self._limits.beat_interval,
         )
         with workers:

@@ -136,10 +136,14 @@ class OpenImages:
         if self._lasting and inode in self._cached:
             self._store.held.keep(self._store.layout.image(entry.image_id), inode)
 
-    def backing_fd(self, inode: int) -> int | None:
-        """The descriptor of a complete image that is open, for the kernel to read from."""
-        file = self._cached.get(inode)
+    def backing_fd(self, nodeid: int, fh: int) -> int | None:
+        """The descriptor of a complete image that is open, for the kernel to read from by itself
+        (this is :class:`cachefs.transport.base.Backing`, which lies above)."""
+        del fh  # the same number, for images
+        file = self._cached.get(nodeid)
         return file.fd if file else None
+
+    read_fd = backing_fd
 
     # Taking up what another process had open
 
