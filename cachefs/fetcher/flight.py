@@ -183,7 +183,7 @@ class Flight:
                 if is_passing(error):
                     transaction.keep()
                 raise
-            except trio.Cancelled:
+            except BaseException:  # cancelled, which a nursery may wrap in a group
                 if not self.cancelled:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(transaction.keep)

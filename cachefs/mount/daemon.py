@@ -96,16 +96,16 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until unmounted or told to leave."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._attachment.run, self._transport)
-                nursery.start_soon(self._watch_signals)
-                self._attachment.on_turn(self._begin)
-                await self._transport.serve(self._operations, task_status=trio.TASK_STATUS_IGNORED)
-                nursery.cancel_scope.cancel()
-        finally:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._attachment.run, self._transport)
+            nursery.start_soon(self._watch_signals)
+            self._attachment.on_turn(self._begin)
+            await self._transport.serve(self._operations, task_status=trio.TASK_STATUS_IGNORED)
+            nursery.cancel_scope.cancel()
+        if self._attachment.is_unmounted:  # else what is open is the next worker's
             self._operations.handles.close()
+            self._store.held.clear()
         log.info("worker %d has left %s", os.getpid(), self._config.mountpoint)
 
     async def _begin(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
@@ -122,7 +122,7 @@ class Daemon:
                 log.warning("what was open as %d cannot be read on: %s", inode, error)
             else:
                 if file is not None:
-                    self._operations.handles.add(file, opens)
+                    self._operations.handles.add(file, inode, opens)
         log.info("serving %s at %s", self._config.source, self._config.mountpoint)
 
     async def _watch_signals(self) -> None:

@@ -61,6 +61,7 @@ class Attachment:
             os.set_inheritable(fd, False)
         self._turn = trio.Event()
         self._begin: Begin = _nothing
+        self.is_unmounted = False
         if inheritance.turn:
             self._turn.set()
 
@@ -123,6 +124,7 @@ class Attachment:
     def unmounted(self) -> None:
         """See :class:`cachefs.transport.relay.Gate`. Without this word, a worker that exits is one
         that died."""
+        self.is_unmounted = True
         self._tell(UNMOUNTED)
 
     async def run(
