@@ -84,8 +84,8 @@ class Digest:
 
         Raises :class:`InvalidValueError` for an unknown algorithm or hex of another length.
         """
-        algorithm, _, digits = text.strip().rpartition(":")
-        return cls.of(algorithm or "md5", digits)
+        algorithm, colon, digits = text.strip().rpartition(":")
+        return cls.of(algorithm if colon else "md5", digits)
 
     @classmethod
     def of(cls, algorithm: str, digits: str) -> Self:
@@ -93,7 +93,7 @@ class Digest:
         algorithm, digits = algorithm.lower(), digits.lower()
         try:
             length = hashlib.new(algorithm, usedforsecurity=False).digest_size
-        except ValueError:
+        except (ValueError, TypeError):  # a NUL or a surrogate in it is a TypeError
             raise InvalidValueError(f"unknown digest algorithm {algorithm!r}") from None
         try:
             wrong = length == 0 or len(bytes.fromhex(digits)) != length

@@ -7,6 +7,7 @@ MD5, False instead of an exception), and nothing else."""
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,7 @@ from typing import BinaryIO
 from cachefs.cache.room import Limits
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
-from cachefs.config import Amount
+from cachefs.config import DRIVERS, Amount
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
@@ -53,6 +54,7 @@ class ImageCache:
         self._driver = driver
         self._stall_time = stall_time
         self._store: Store
+        self._close: weakref.finalize[..., ImageCache] | None = None
         self.init_driver()
 
     def init_driver(self) -> None:
@@ -64,9 +66,15 @@ class ImageCache:
 
         Called again, it opens the directory anew, reconciled.
         """
-        if hasattr(self, "_store"):
-            self._store.close()
-        self._store = Store(self._cache_dir, self._limits, driver=self._driver)
+        if self._close is not None:
+            self._close()
+        driver = self._driver
+        if driver not in DRIVERS:
+            driver = DRIVERS[0]
+            log.warning("no driver is called %r, using %s", self._driver, driver)
+        self._store = Store(self._cache_dir, self._limits, driver=driver)
+        # Glance has no method to close a cache, so it ends with its last user.
+        self._close = weakref.finalize(self, self._store.close)
 
     @property
     def driver_name(self) -> str:
@@ -77,7 +85,7 @@ class ImageCache:
 
     def is_cached(self, image_id: str) -> bool:
         """Whether the image is cached, whole and verified."""
-        return self._store.get(check_image_id(image_id)) is not None
+        return self._store.is_cached(check_image_id(image_id))
 
     def is_queued(self, image_id: str) -> bool:
         """Whether the image waits to be fetched."""
@@ -113,11 +121,19 @@ class ImageCache:
     # Removing
 
     def delete_all_cached_images(self) -> int:
-        """Remove all cached images, pinned ones too; how many went."""
-        return sum(self._deleted(entry.image_id) for entry in list(self._store.driver.entries()))
+        """Remove all cached images, pinned ones too; how many went. One that cannot be removed is
+        logged and left."""
+        deleted = 0
+        for entry in list(self._store.driver.entries()):
+            try:
+                deleted += self._deleted(entry.image_id)
+            except OSError as error:
+                log.error("cannot delete image %r: %s", entry.image_id, error)
+        return deleted
 
     def delete_cached_image(self, image_id: str) -> None:
-        """Remove a cached image, pinned or not; nothing happens where it is not cached."""
+        """Remove a cached image, pinned or not; nothing happens where it is not cached. Raises
+        OSError where the file cannot be removed; then it is cached still."""
         self._deleted(check_image_id(image_id))
 
     def delete_all_queued_images(self) -> int:
@@ -136,8 +152,8 @@ class ImageCache:
         return self._store.prune()
 
     def clean(self, stall_time: float | None = None) -> None:
-        """Remove invalid images, and incomplete ones that nobody has written for *stall_time*
-        seconds."""
+        """Remove invalid images, and incomplete ones that have no writer and were not written for
+        *stall_time* seconds."""
         self._store.clean(self._stall_time if stall_time is None else stall_time)
 
     # Caching
@@ -157,9 +173,13 @@ class ImageCache:
         An image that is cached or being cached is passed through as it is. See
         :meth:`cache_tee_iter` for the rest.
         """
-        if not self._is_cacheable(image_id):
-            return image_iter
-        return self.cache_tee_iter(image_id, image_iter, image_checksum)
+        tee = self.cache_tee_iter(image_id, image_iter, image_checksum)
+        try:
+            if not self.is_cached(image_id) and not self._store.is_being_written(image_id):
+                return tee
+        except (CacheFSError, OSError) as error:
+            log.warning("cannot cache image %r, passing it through: %s", image_id, error)
+        return image_iter
 
     def cache_tee_iter(
         self, image_id: str, image_iter: Iterable[bytes], image_checksum: str | None
@@ -179,15 +199,13 @@ class ImageCache:
     ) -> bool:
         """Cache the image that *image_iter* yields. False when it is cached or being cached
         already, or when the cache failed; errors as in :meth:`cache_tee_iter`."""
-        if not self._is_cacheable(image_id):
-            return False
-        for _ in self.get_caching_iter(image_id, image_checksum, image_iter):
-            pass
-        return self.is_cached(image_id)
+        return self._cache(image_id, image_iter, image_checksum, size=0)
 
     def cache_image_file(self, image_id: str, image_file: BinaryIO) -> bool:
-        """Cache the image that the binary file *image_file* holds, from where it stands."""
-        return self.cache_image_iter(image_id, iter(lambda: image_file.read(CHUNK_SIZE), b""))
+        """Cache the image that the binary file *image_file* holds, from where it stands; as
+        :meth:`cache_image_iter`. Where the file can tell its length, room is reserved at once."""
+        chunks = iter(lambda: image_file.read(CHUNK_SIZE), b"")
+        return self._cache(image_id, chunks, None, size=_length(image_file))
 
     @contextlib.contextmanager
     def open_for_read(self, image_id: str) -> Iterator[BinaryIO]:
@@ -202,9 +220,6 @@ class ImageCache:
 
     # Inside
 
-    def _is_cacheable(self, image_id: str) -> bool:
-        return not self.is_cached(image_id) and not self._store.is_being_written(image_id)
-
     def _deleted(self, image_id: str) -> bool:
         try:
             self._store.evict(image_id, force=True)
@@ -215,51 +230,116 @@ class ImageCache:
     def _tee(
         self, image_id: str, image_iter: Iterable[bytes], expected: Digest | None
     ) -> Iterator[bytes]:
-        transaction = self._begin(image_id)
-        hasher = Hasher(expected, "md5")
+        writer = _Writer(self._begin(image_id, size=0), expected)
         try:
             for chunk in image_iter:
-                if transaction is not None:
-                    transaction = _written(transaction, chunk)
-                hasher.update(chunk)
+                writer.write(chunk)
                 yield chunk
-            if transaction is not None:
-                _finish(transaction, hasher)
-            else:
-                hasher.finish()
+            writer.finish()
         finally:
-            if transaction is not None:
-                transaction.abort()
+            writer.give_up()
 
-    def _begin(self, image_id: str) -> Transaction | None:
+    def _cache(
+        self, image_id: str, chunks: Iterable[bytes], checksum: str | None, *, size: int
+    ) -> bool:
+        expected = Digest.parse(checksum) if checksum else None
+        writer = _Writer(self._begin(check_image_id(image_id), size), expected)
         try:
-            return self._store.begin(image_id)
+            if not writer.caches:
+                return False
+            for chunk in chunks:
+                if not writer.write(chunk):  # nobody else wants the rest
+                    return False
+            return writer.finish()
+        finally:
+            writer.give_up()
+
+    def _begin(self, image_id: str, size: int) -> Transaction | None:
+        """A transaction with room for *size* bytes and maybe more; None where the image cannot be
+        cached, logged unless it is cached or being cached."""
+        try:
+            transaction = self._store.begin(image_id)
+            try:
+                transaction.reserve(size)
+            except BaseException:
+                transaction.abort()
+                raise
         except (ImageExistsError, ImageBusyError):
             return None
         except (CacheFSError, OSError) as error:
-            log.warning("cannot cache image %r, passing it through: %s", image_id, error)
+            log.warning("cannot cache image %r: %s", image_id, error)
             return None
+        return transaction
 
 
-def _written(transaction: Transaction, chunk: bytes) -> Transaction | None:
-    """*transaction* with *chunk* written, or None when the cache failed and was given up."""
+class _Writer:
+    """Writes one image as its chunks pass, and keeps the cache's own troubles from whoever reads
+    them: they are logged, and the image is given up. Without a *transaction* it only verifies."""
+
+    def __init__(self, transaction: Transaction | None, expected: Digest | None) -> None:
+        self._transaction = transaction
+        self._hasher = Hasher(expected, "md5")
+
+    @property
+    def caches(self) -> bool:
+        """Whether the image is still being cached."""
+        return self._transaction is not None
+
+    def write(self, chunk: bytes) -> bool:
+        """Take the next chunk; whether the image is still being cached."""
+        self._hasher.update(chunk)
+        if self._transaction is not None:
+            try:
+                self._transaction.write(chunk)
+            except (CacheFSError, OSError) as error:
+                self.give_up(error)
+        return self.caches
+
+    def finish(self) -> bool:
+        """Publish the image; whether it is. Raises ChecksumError, with the bytes in ``invalid/``,
+        where they are not what was promised."""
+        try:
+            digest = self._hasher.finish()
+        except ChecksumError as error:
+            self._reject(error)
+            raise
+        if self._transaction is None:
+            return False
+        try:
+            self._transaction.commit(checksum=digest, verified=self._hasher.verifies)
+        except (CacheFSError, OSError) as error:
+            self.give_up(error)
+            return False
+        return True
+
+    def give_up(self, why: Exception | None = None) -> None:
+        """Throw away what is not published."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is None:
+            return
+        if why is not None:
+            log.warning("gave up caching image %r: %s", transaction.image_id, why)
+        try:
+            transaction.abort()
+        except OSError as error:
+            log.error("cannot remove %s: %s", transaction.path, error)
+
+    def _reject(self, error: ChecksumError) -> None:
+        if self._transaction is not None:
+            try:
+                self._transaction.reject(error)
+            except OSError as trouble:
+                self.give_up(trouble)
+
+
+def _length(file: BinaryIO) -> int:
+    """The bytes from where *file* stands to its end; 0 where it cannot tell, as a pipe."""
     try:
-        transaction.write(chunk)
-    except (CacheFSError, OSError) as error:
-        log.warning("gave up caching image %r: %s", transaction.image_id, error)
-        transaction.abort()
-        return None
-    return transaction
-
-
-def _finish(transaction: Transaction, hasher: Hasher) -> None:
-    try:
-        digest = hasher.finish()
-    except ChecksumError as error:
-        transaction.reject(error)
-        raise
-    try:
-        transaction.commit(checksum=digest, verified=hasher.verifies)
-    except (CacheFSError, OSError) as error:
-        log.warning("could not publish image %r: %s", transaction.image_id, error)
-        transaction.abort()
+        if not file.seekable():
+            return 0
+        here = file.tell()
+        end = file.seek(0, os.SEEK_END)
+        file.seek(here)
+    except (AttributeError, OSError):
+        return 0
+    return max(0, end - here)

@@ -6,12 +6,11 @@ paths only: no index, no policy.
 """
 
 import contextlib
-import itertools
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-_unique = itertools.count()
 
 
 class Layout:
@@ -75,9 +74,11 @@ class Layout:
     def write_atomically(self, path: Path, content: bytes) -> None:
         """Replace *path* by *content*, so that every reader, also after a power loss, finds the old
         bytes or the new, whole. *path* is on the cache directory's filesystem."""
-        scratch = self.scratch_dir / f"{os.getpid()}-{next(_unique)}"
+        # Not named by the process's number: containers that share the directory share numbers.
+        fd, name = tempfile.mkstemp(dir=self.scratch_dir)
+        scratch = Path(name)
         try:
-            with scratch.open("wb") as file:
+            with os.fdopen(fd, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -94,6 +95,16 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def check_removable(path: Path) -> None:
+    """Raise the OSError that will keep a file from being removed, if it shows: an immutable file
+    (``chattr +i``) or a read-only filesystem."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno in {errno.EPERM, errno.EROFS}:
+            raise
 
 
 def files_in(directory: Path) -> Iterator[tuple[str, os.stat_result]]:

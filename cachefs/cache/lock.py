@@ -5,10 +5,13 @@ The directory's guards what must be seen whole: record and rename, remove and un
 It is never held while bytes move. A file's says that it is being read (shared) or written (owned).
 The kernel drops them with the process, so a crash leaves none behind."""
 
+import contextlib
+import errno
 import fcntl
 import os
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +27,8 @@ class DirectoryLock:
     def __enter__(self) -> None:
         self._threads.acquire()
         try:
+            if self._fd < 0:
+                raise OSError(errno.EBADF, "the cache is closed")
             if self._depth == 0:
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
             self._depth += 1
@@ -44,7 +49,8 @@ class DirectoryLock:
 
     def close(self) -> None:
         """Give the descriptor back; the lock is not used after this."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
 
 def own(fd: int) -> None:
@@ -80,6 +86,45 @@ def is_held(path: Path) -> bool:
         os.close(fd)
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
+
+
+def open_shared(path: Path) -> int:
+    """Open a file for reading and share it; O_NOATIME where we may, since the xattr driver keeps
+    its order in the atime. Raises BlockingIOError where somebody owns it, OSError as open(2); never
+    waits, as it would for the writer of a FIFO."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:  # O_NOATIME is the owner's, see open(2)
+        fd = os.open(path, flags)
+    try:
+        share(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Own the file while it is removed; a missing one needs no owner. Raises BlockingIOError.
+
+    A file that we may not write, only remove, cannot be locked; it is looked at instead."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield
+        return
+    except PermissionError:
+        if is_held(path):
+            raise BlockingIOError(f"{path} is open") from None
+        yield
+        return
+    try:
+        own(fd)
+        yield
+    finally:
+        os.close(fd)
 
 
 _FLOCK = struct.Struct("hhqqi4x")

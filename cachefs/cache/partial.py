@@ -169,10 +169,9 @@ def _parse(page: bytes) -> tuple[Version, str]:
     if members["format"] != 1 or members["chunk"] != CHUNK:
         raise ValueError("of another format")
     size, tag, digest = members["size"], members["tag"], members["digest"]
-    if type(size) is not int or not 0 <= size < 2**63:
-        raise ValueError("of an impossible size")
-    if not isinstance(tag, str | None) or not isinstance(digest, str | None):
-        raise ValueError("of a version that is no text")
+    texts = isinstance(tag, str | None) and isinstance(digest, str | None)
+    if type(size) is not int or not 0 <= size < 2**63 or not texts:
+        raise ValueError("of a version that can be none")
     return Version(size, tag, digest), members["boot"]
 
 

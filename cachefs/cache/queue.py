@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from cachefs.cache.layout import Layout, files_in
-from cachefs.errors import InvalidImageIDError
+from cachefs.errors import CacheFSError, ChecksumError, InvalidImageIDError
 from cachefs.image import check_image_id
 
 
@@ -115,12 +115,15 @@ class Failures:
         except FileNotFoundError:
             pass
         except (ValueError, TypeError):
-            return Failure(image_id, "the record of this failure is damaged", 5, 0.0)
+            return Failure(
+                image_id, "the record of this failure is damaged", CacheFSError.errno, 0.0
+            )
         try:
             status = self._layout.invalid(image_id).stat()
         except FileNotFoundError:
             return None
-        return Failure(image_id, "failed verification", 5, status.st_mtime, status.st_size)
+        error = "failed verification"
+        return Failure(image_id, error, ChecksumError.errno, status.st_mtime, status.st_size)
 
     def discard(self, image_id: str) -> bool:
         """Forget the failure and remove its bytes; False where there was none."""

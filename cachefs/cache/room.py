@@ -1,4 +1,4 @@
-"""How much room there is, and which images to drop for more. Decides; removes nothing.
+"""How much room there is, and what may go for more. Decides; removes nothing.
 
 The room that is taken is the published images, the whole length of every file under ``incomplete/``
 (a file is as long as what is reserved for it, from the first byte on), the rejected bytes in
@@ -6,8 +6,10 @@ The room that is taken is the published images, the whole length of every file u
 """
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import is_held
@@ -28,74 +30,111 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """What may go: an image (*entry*), or bytes that are none. The cache gets *size* bytes back,
+    the disk *disk* bytes (fewer where a file has holes)."""
+
+    path: Path
+    size: int
+    disk: int
+    entry: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Bytes: *limit* is ``max_size`` now, *cached* the images', *reserved* incomplete ones',
-    *rejected* invalid ones', *over* how much must go before another byte may come (0 or more)."""
+    *rejected* invalid ones'. *over_limit* and *over_disk* say how much must go from the cache and
+    from the disk before the bytes that were asked for fit; negative is room left."""
 
     limit: int
     cached: int
     reserved: int
     rejected: int
-    over: int
+    over_limit: int
+    over_disk: int
 
     @property
     def free(self) -> int:
         """What an image may still take without anything being evicted."""
         return max(0, self.limit - self.cached - self.reserved - self.rejected)
 
+    @property
+    def over(self) -> int:
+        """How much must go; 0 where all fits."""
+        return max(0, self.over_limit, self.over_disk)
 
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """Bytes in ``invalid/`` (*rejected*), or in ``incomplete/`` without a writer; *size* in
-    bytes."""
+    @property
+    def spare(self) -> int:
+        """What fits besides what was asked for."""
+        return max(0, -max(self.over_limit, self.over_disk))
 
-    image_id: str
-    size: int
-    rejected: bool
+    def without(self, candidate: Candidate) -> Self:
+        """What is over once *candidate* has gone."""
+        return replace(
+            self,
+            over_limit=self.over_limit - candidate.size,
+            over_disk=self.over_disk - candidate.disk,
+        )
 
 
 class Room:
     """Measures the room of a cache directory. The caller holds the directory's lock."""
 
-    def __init__(self, layout: Layout, driver: Driver, limits: Callable[[], Limits]) -> None:
+    def __init__(self, layout: Layout, driver: Driver) -> None:
         self._layout = layout
         self._driver = driver
-        self._limits = limits
 
-    def usage(self, wanted: int = 0) -> Usage:
+    def usage(self, limits: Limits, wanted: int = 0) -> Usage:
         """The room taken, and what must go so that *wanted* bytes fit.
 
-        ``min_free`` asks only for what dropping images can give: it counts bytes reserved but not
-        yet written as written.
+        Bytes that are reserved and not yet written count as written: the disk's free space knows
+        nothing of them.
         """
-        limits, disk = self._limits(), os.statvfs(self._layout.base)
+        disk = os.statvfs(self._layout.base)
         total = disk.f_blocks * disk.f_frsize
-        reserved, written = 0, 0
+        reserved, unwritten = 0, 0
         for _, status in files_in(self._layout.incomplete_dir):
             reserved += status.st_size
-            written += min(status.st_size, status.st_blocks * 512)
+            unwritten += status.st_size - _on_disk(status)
         rejected = sum(status.st_size for _, status in files_in(self._layout.invalid_dir))
         cached = self._driver.totals().size
         limit = limits.max_size.of(total)
         over_limit = cached + reserved + rejected + wanted - limit
-        free = disk.f_bavail * disk.f_frsize - (reserved - written) - wanted
-        over_disk = limits.min_free.of(total) - free
-        return Usage(limit, cached, reserved, rejected, max(0, over_limit, over_disk))
+        free = disk.f_bavail * disk.f_frsize - unwritten - wanted
+        # A filesystem that tells nothing of its size (ramfs) sets no limit of its own.
+        over_disk = limits.min_free.of(total) - free if total else over_limit
+        return Usage(limit, cached, reserved, rejected, over_limit, over_disk)
 
-    def victims(self, *, spare: str) -> Iterator[Entry]:
-        """The images that may go, least recently used first: neither pinned nor held open by any
-        process, nor *spare*."""
+    def candidates(self, *, spare: str | None = None) -> Iterator[Candidate]:
+        """What may go, of least use first: what a dead writer has left behind, rejected bytes,
+        images from the least recently used on. Neither pinned images, nor what any process holds
+        open, nor *spare*, the image that the room is for. Read lazily; what has been yielded may be
+        removed meanwhile."""
+        for name, status in _oldest_first(self._layout.incomplete_dir):
+            path = self._layout.incomplete(name)
+            if name != spare and not is_held(path):
+                yield Candidate(path, status.st_size, status.st_size)
+        for name, status in _oldest_first(self._layout.invalid_dir):
+            yield Candidate(self._layout.invalid(name), status.st_size, _on_disk(status))
         for entry in self._driver.lru():
-            if entry.image_id != spare and not is_held(self._layout.image(entry.image_id)):
-                yield entry
+            path = self._layout.image(entry.image_id)
+            if entry.image_id != spare and not is_held(path):
+                yield Candidate(path, entry.size, _disk_of(path), entry)
 
-    def leftovers(self, *, spare: str) -> list[Leftover]:
-        """Rejected bytes, and partial files that nobody writes, oldest first: of less use than any
-        image, so the first to go. *spare* is left out."""
-        found = []
-        for directory in (self._layout.invalid_dir, self._layout.incomplete_dir):
-            rejected = directory == self._layout.invalid_dir
-            for name, status in files_in(directory):
-                if status.st_size and name != spare and not is_held(directory / name):
-                    found.append((status.st_mtime_ns, Leftover(name, status.st_size, rejected)))
-        return [leftover for _, leftover in sorted(found, key=lambda pair: pair[0])]
+
+def _on_disk(status: os.stat_result) -> int:
+    """Bytes of the disk that the file has, as far as its length is reserved."""
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def _disk_of(path: Path) -> int:
+    try:
+        return _on_disk(path.lstat())
+    except FileNotFoundError:
+        return 0
+
+
+def _oldest_first(directory: Path) -> list[tuple[str, os.stat_result]]:
+    """The files that take room there."""
+    found = [(name, status) for name, status in files_in(directory) if status.st_size]
+    return sorted(found, key=lambda item: item[1].st_mtime_ns)

@@ -8,10 +8,9 @@ them.
 Several processes may use one directory. What is reserved, held open, queued or failed is on the
 disk (file lengths, file locks, files), not in memory."""
 
-import contextlib
+import errno
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,25 +18,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.cache.held import Held
-from cachefs.cache.layout import Layout, files_in, sync_directory
-from cachefs.cache.lock import DirectoryLock, is_held, own, share
-from cachefs.cache.partial import PartialMap, Version
+from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
+from cachefs.cache.lock import DirectoryLock, is_held, open_shared, owned, share
+from cachefs.cache.mend import reconcile
+from cachefs.cache.partial import Version
 from cachefs.cache.queue import Failure, Failures, Queue
-from cachefs.cache.room import Leftover, Limits, Room, Usage
-from cachefs.cache.transaction import Transaction, open_incomplete
+from cachefs.cache.room import Candidate, Limits, Room, Usage
+from cachefs.cache.transaction import (
+    Transaction,
+    abandoned_map,
+    is_at,
+    new_map,
+    open_incomplete,
+)
 from cachefs.drivers import Driver, Entry, Totals, open_driver
+from cachefs.drivers.files import find_image
 from cachefs.errors import (
     CacheFSError,
     ImageBusyError,
     ImageExistsError,
     ImageNotFoundError,
-    InvalidImageIDError,
     NoRoomError,
     errno_of,
 )
 from cachefs.image import check_image_id
 
 log = logging.getLogger(__name__)
+
+AHEAD_SHARE = 64
+"""A writer that does not know its image's size reserves at most this fraction of the free room
+ahead, so that all writers together leave most of it to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +93,15 @@ class Store:
         try:
             with self._lock:
                 self.driver: Driver = open_driver(driver, cache_dir)
-                self._reconcile()
+                self._room = Room(self.layout, self.driver)
+                try:
+                    reconcile(self.layout, self.driver, self.queue, self.failures)
+                except BaseException:
+                    self.driver.close()
+                    raise
         except BaseException:
             self._lock.close()
             raise
-        self._room = Room(self.layout, self.driver, lambda: self.limits)
 
     def close(self) -> None:
         """Let go of the driver and the lock. Open images and transactions are their owners'."""
@@ -116,6 +130,15 @@ class Store:
         """The record of a cached image (quick)."""
         return self.driver.get(image_id)
 
+    def is_cached(self, image_id: str) -> bool:
+        """Whether the image is cached. Unlike :meth:`get` it looks at the file too, and mends what
+        it finds amiss."""
+        there = find_image(self.layout.base, image_id) is not None
+        if there == (self.driver.get(image_id) is not None):
+            return there
+        with self._lock:
+            return self._mend(image_id) is not None
+
     def totals(self) -> Totals:
         """Number and bytes of the cached images (quick)."""
         return self.driver.totals()
@@ -123,7 +146,7 @@ class Store:
     def usage(self) -> Usage:
         """The room taken, in bytes."""
         with self._lock:
-            return self._room.usage()
+            return self._room.usage(self.limits)
 
     def is_being_written(self, image_id: str) -> bool:
         """Whether a living writer, in any process, is caching the image (quick)."""
@@ -140,28 +163,25 @@ class Store:
     def open_image(self, image_id: str) -> OpenImage:
         """Hold a cached image open for reading; counts no hit (quick). Raises ImageNotFoundError.
 
-        The descriptor shares a lock that every evictor of every process respects, and
-        O_NOATIME where we may, since the xattr driver keeps its order in the atime.
+        The descriptor shares a lock that every evictor of every process respects.
         """
-        entry = self.driver.get(image_id)
-        if entry is None:
+        image = self._open(image_id)
+        if image is None and self.driver.get(image_id) is not None:
+            # Just being published or evicted, or amiss: under the lock it is one or the other.
+            with self._lock:
+                self._mend(image_id)
+                image = self._open(image_id)
+        if image is None:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
-        try:
-            fd = _open_shared(self.layout.image(image_id))
-        except (FileNotFoundError, BlockingIOError):  # evicted since, or at this moment
-            raise ImageNotFoundError(f"image {image_id!r} has just been evicted") from None
-        size = os.fstat(fd).st_size
-        if size != entry.size:
-            os.close(fd)
-            error = CacheFSError(f"the file has {size} bytes, its record says {entry.size}")
-            log.error("cached image %r is damaged, dropping it: %s", image_id, error)
-            self._drop_damaged(entry, error)
-            raise ImageNotFoundError(f"image {image_id!r} was damaged and has been dropped")
-        return OpenImage(entry, fd)
+        return image
 
     def hit(self, image_id: str) -> None:
-        """Count one use now (quick); durable against the death of this process."""
-        self.driver.hit(image_id, self.now())
+        """Count one use now (quick); durable against the death of this process. What goes wrong is
+        logged: no reader fails for a statistic."""
+        try:
+            self.driver.hit(image_id, self.now())
+        except (CacheFSError, OSError) as error:
+            log.warning("could not count a hit of image %r: %s", image_id, error)
 
     # Writing
 
@@ -176,24 +196,21 @@ class Store:
         when it cannot fit: then nothing was evicted for it."""
         check_image_id(image_id)
         with self._lock:
-            if self.driver.get(image_id) is not None or self._adopt(image_id):
+            if self._mend(image_id) is not None:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
             path, map_path = self.layout.incomplete(image_id), self.layout.map(image_id)
-            earlier = PartialMap.open(map_path) if version and path.exists() else None
-            keep = (
-                earlier is not None and version is not None and earlier.version.is_surely(version)
-            )
-            if earlier is not None and not keep:
-                earlier.close()
-            if not keep and not self.is_being_written(image_id):
-                # Before its file is replaced: a crash must not leave the map beside another file.
-                map_path.unlink(missing_ok=True)
-            fd = open_incomplete(path, keep=keep)
-            transaction = Transaction(self, path, fd, size, earlier if keep else None)
+            earlier = abandoned_map(path, map_path, version) if version else None
             try:
-                self.reserve(path, fd, size or 0)
-                if version is not None and not keep:
-                    transaction.partial = PartialMap.create(map_path, version)
+                fd = open_incomplete(path, map_path, keep=earlier is not None)
+            except BaseException:
+                if earlier is not None:
+                    earlier.close()
+                raise
+            transaction = Transaction(self, path, fd, size, earlier)
+            try:
+                transaction.reserve(size or 0)
+                if version is not None and earlier is None:
+                    transaction.partial = new_map(map_path, version)
             except BaseException:
                 transaction.abort()
                 raise
@@ -208,38 +225,53 @@ class Store:
             if self.layout.incomplete(name).exists() and not self.is_being_written(name)
         )
 
-    def reserve(self, path: Path, fd: int, size: int) -> None:
+    def reserve(self, path: Path, fd: int, size: int, *, ahead: int = 0) -> int:
         """Make room and lengthen an incomplete file to *size* bytes; its length is its reservation.
+        Up to *ahead* bytes more are reserved while that evicts nothing and leaves most of the free
+        room to others. Returns the new length. For transactions only.
 
         INVARIANT: cached, incomplete and invalid bytes together never exceed ``max_size``.
         """
         with self._lock:
+            if not is_at(fd, path):
+                raise _taken_away(path.name)
             wanted = size - os.fstat(fd).st_size
-            self._make_room(wanted, what=path.name, reserving=True)
+            self._reserve_room(path.name, size, wanted)
+            if ahead:
+                size += min(ahead, self._room.usage(self.limits, wanted).spare // AHEAD_SHARE)
             os.ftruncate(fd, size)
+            return size
 
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record a synced, verified file and rename it into place; for transactions only. The
         file's owner shares it from here on."""
         with self._lock:
-            if not path.exists():
-                raise ImageBusyError(
-                    f"image {entry.image_id!r} was cleaned away while it was written"
-                )
+            if not is_at(fd, path):
+                raise _taken_away(path.name)
             entry = self.driver.put(entry, path)
             share(fd)
-            path.rename(self.layout.image(entry.image_id))
+            try:
+                path.rename(self.layout.image(entry.image_id))
+            except OSError:
+                self.driver.remove(entry.image_id)
+                raise
             self.queue.discard(entry.image_id)
             self.failures.discard(entry.image_id)
         sync_directory(self.layout.base)
         return entry
 
-    def reject(self, image_id: str, path: Path, error: CacheFSError, source: str | None) -> None:
-        """Move bytes that failed verification to ``invalid/``; for transactions only."""
+    def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
+        """Move bytes that failed verification to ``invalid/``; for transactions only. Where the
+        reason cannot be written down it is logged: the bytes are a failure by themselves."""
         with self._lock:
             size = path.stat().st_size
-            path.rename(self.layout.invalid(image_id))
-            self.fail(image_id, error, source=source, size=size)
+            path.rename(self.layout.invalid(path.name))
+            try:
+                self.fail(path.name, error, source=source, size=size)
+            except OSError as trouble:
+                log.error(
+                    "could not write down that image %r has: %s: %s", path.name, error, trouble
+                )
 
     def fail(
         self, image_id: str, error: BaseException, *, source: str | None = None, size: int = 0
@@ -259,12 +291,13 @@ class Store:
         Raises ImageExistsError when it is cached or being written.
         """
         check_image_id(image_id)
-        if self.driver.get(image_id) is not None or self._adopt(image_id):
-            raise ImageExistsError(f"image {image_id!r} is cached already")
-        if self.is_being_written(image_id):
-            raise ImageExistsError(f"image {image_id!r} is being cached already")
-        self.failures.discard(image_id)
-        return self.queue.add(image_id)
+        with self._lock:  # so that nobody publishes it meanwhile
+            if self._mend(image_id) is not None:
+                raise ImageExistsError(f"image {image_id!r} is cached already")
+            if self.is_being_written(image_id):
+                raise ImageExistsError(f"image {image_id!r} is being cached already")
+            self.failures.discard(image_id)
+            return self.queue.add(image_id)
 
     # Evicting
 
@@ -280,7 +313,7 @@ class Store:
         Raises ImageNotFoundError, and ImageBusyError for a pinned image unless *force*.
         """
         with self._lock:
-            entry = self.driver.get(image_id)
+            entry = self._mend(image_id)
             if entry is None:
                 raise ImageNotFoundError(f"image {image_id!r} is not cached")
             if entry.pinned and not force:
@@ -290,9 +323,9 @@ class Store:
 
     def prune(self) -> tuple[int, int]:
         """Drop the least recently used images until the limits hold again: (images, bytes)
-        dropped."""
+        dropped. What cannot be removed is logged, and the next goes instead."""
         with self._lock:
-            return self._make_room(0, what="prune", reserving=False)
+            return self._drop_until_fits(self._room.usage(self.limits))
 
     def clean(self, stall_time: float) -> tuple[int, int]:
         """Remove all failures with their bytes, and what :meth:`clean_stalled` does. Returns the
@@ -318,72 +351,74 @@ class Store:
 
     # Inside the lock
 
-    def _make_room(self, wanted: int, *, what: str, reserving: bool) -> tuple[int, int]:
-        """Evict until *wanted* more bytes fit; when *reserving*, all that is needed or nothing."""
+    def _reserve_room(self, image_id: str, size: int, wanted: int) -> None:
+        """Have room for *wanted* more bytes of an image of *size* bytes. Nothing is dropped unless
+        that will be enough. Raises NoRoomError."""
+        usage = self._room.usage(self.limits, wanted)
+        if not usage.over:
+            return
+        if size > usage.limit:
+            raise NoRoomError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
+        short = usage
+        for candidate in self._room.candidates(spare=image_id):
+            short = short.without(candidate)
+            if not short.over:
+                break
+        if not short.over:
+            self._drop_until_fits(usage, spare=image_id)
+            short = self._room.usage(self.limits, wanted)
+            if short.over_limit <= 0:  # what the disk gets back it may take a while to tell
+                return
+        raise NoRoomError(
+            f"no room for image {image_id!r}: {short.over} of {wanted} bytes short, without all"
+            " that is neither open nor pinned"
+        )
+
+    def _drop_until_fits(self, usage: Usage, *, spare: str | None = None) -> tuple[int, int]:
+        """Drop one thing after the other until nothing is over; the images and bytes dropped.
+
+        Measured once, for a filesystem may take its time to give back what was removed."""
         images = size = 0
-        while (usage := self._room.usage(wanted)).over:
-            if reserving and wanted > usage.limit:
-                raise NoRoomError(
-                    f"image {what!r} needs {wanted} bytes, and max_size is {usage.limit}"
-                )
-            leftovers, victims, short = self._choose(usage.over, spare=what)
-            if reserving and short > 0:
-                raise NoRoomError(
-                    f"no room for image {what!r}: {short} of {wanted} bytes short, without all "
-                    "that is neither open nor pinned"
-                )
-            for leftover in leftovers:
-                self._drop_leftover(leftover)
-            dropped = self._drop(victims)
-            images, size = images + len(dropped), size + sum(entry.size for entry in dropped)
-            if not dropped and not leftovers:  # nothing more may go
+        stuck: set[Path] = set()  # what could not be removed is recorded anew, and comes again
+        for candidate in self._room.candidates(spare=spare) if usage.over else ():
+            if candidate.path in stuck:
+                continue
+            if not self._drop(candidate):
+                stuck.add(candidate.path)
+                continue
+            usage = usage.without(candidate)
+            if candidate.entry is not None:
+                images, size = images + 1, size + candidate.size
+            if not usage.over:
                 break
         return images, size
 
-    def _choose(self, goal: int, *, spare: str) -> tuple[list[Leftover], list[Entry], int]:
-        """Leftovers and images whose going frees *goal* bytes, and how many bytes that falls
-        short."""
-        leftovers, victims = [], []
-        for leftover in self._room.leftovers(spare=spare):
-            if goal > 0:
-                leftovers.append(leftover)
-                goal -= leftover.size
-        if goal > 0:
-            for entry in self._room.victims(spare=spare):
-                victims.append(entry)
-                goal -= entry.size
-                if goal <= 0:
-                    break
-        return leftovers, victims, goal
-
-    def _drop_leftover(self, leftover: Leftover) -> None:
-        if leftover.rejected:
-            self.layout.invalid(leftover.image_id).unlink(missing_ok=True)
-        else:
-            self._drop_partial(leftover.image_id)
+    def _drop(self, candidate: Candidate) -> bool:
+        """Remove a candidate, unless somebody has opened it since it was chosen."""
+        name = candidate.path.name
+        try:
+            if candidate.entry is not None:
+                with owned(candidate.path):
+                    self._remove(candidate.entry)
+            elif candidate.path.parent == self.layout.incomplete_dir:
+                self._drop_partial(name)
+            else:
+                candidate.path.unlink(missing_ok=True)
+        except BlockingIOError:
+            return False
+        except (CacheFSError, OSError) as error:
+            log.error("cannot remove %s: %s", candidate.path, error)
+            return False
+        return True
 
     def _drop_partial(self, image_id: str) -> None:
         self.layout.map(image_id).unlink(missing_ok=True)
         self.layout.incomplete(image_id).unlink(missing_ok=True)
 
-    def _drop(self, victims: list[Entry]) -> list[Entry]:
-        """Remove those of *victims* that nobody has opened since they were chosen."""
-        dropped = []
-        for entry in victims:
-            try:
-                with _owned(self.layout.image(entry.image_id)):
-                    self._remove(entry)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                log.error("cannot evict image %r: %s", entry.image_id, error)
-                continue
-            dropped.append(entry)
-        return dropped
-
     def _remove(self, entry: Entry) -> None:
         """Record gone first, then the file: a crash between leaves a file that is adopted again."""
         path = self.layout.image(entry.image_id)
+        check_removable(path)  # or it could not be put back: the xattr driver writes to the file
         for listener in self._evicting:
             listener(entry)
         self.driver.remove(entry.image_id)
@@ -399,82 +434,55 @@ class Store:
         for listener in self._evicted:
             listener(entry)
 
-    def _drop_damaged(self, entry: Entry, error: CacheFSError) -> None:
-        with self._lock:
-            path = self.layout.image(entry.image_id)
-            current = self.driver.get(entry.image_id)
-            if current is None or current.inode != entry.inode or not path.exists():
-                return
-            self.driver.remove(entry.image_id)
-            self.reject(entry.image_id, path, error, entry.source)
+    def _open(self, image_id: str) -> OpenImage | None:
+        """Open the file and find its record, in this order: the record of a file that still has its
+        name afterwards is no other publication's."""
+        try:
+            fd = open_shared(self.layout.image(image_id))
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
+        try:
+            entry, status = self.driver.get(image_id), os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if entry is None or not status.st_nlink or status.st_size != entry.size:
+            os.close(fd)
+            return None
+        return OpenImage(entry, fd)
+
+    def _mend(self, image_id: str) -> Entry | None:
+        """The record of a cached image, once file and record agree: a file without a record is
+        adopted, a record without a file dropped, an image of another length than recorded is
+        invalid."""
+        path, entry = self.layout.image(image_id), self.driver.get(image_id)
+        found = find_image(self.layout.base, image_id)
+        if found is None and entry is not None:
+            log.warning("cached image %r has lost its file", image_id)
+            self.driver.remove(image_id)
             self._tell(entry)
-
-    def _adopt(self, image_id: str) -> bool:
-        """Record a file that another program has put among the images since the start."""
-        path = self.layout.image(image_id)
-        with contextlib.suppress(FileNotFoundError), self._lock:
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                if self.driver.get(image_id) is None:
-                    entry = Entry(
-                        image_id,
-                        status.st_size,
-                        last_accessed=status.st_mtime,
-                        last_modified=status.st_mtime,
-                        fetched=status.st_mtime,
-                    )
-                    self.driver.put(entry, path)
-                return True
-        return False
-
-    def _reconcile(self) -> None:
-        """Mend what a crash, or another program, has left behind."""
-        adopted, dropped = self.driver.reconcile()
-        if adopted or dropped:
-            log.info("adopted %d images without a record, dropped %d records", adopted, dropped)
-        maps = {name for name, _ in files_in(self.layout.maps_dir)}
-        partial = {name for name, _ in files_in(self.layout.incomplete_dir)}
-        for name in partial - maps:
-            if not self.is_being_written(name):
-                self.layout.incomplete(name).unlink(missing_ok=True)
-                log.info("removed %r, left half written by a writer that is gone", name)
-        for name in maps - partial:
-            self.layout.map(name).unlink(missing_ok=True)
-        for name, status in list(files_in(self.layout.scratch_dir)):
-            if status.st_mtime < time.time() - 60:
-                (self.layout.scratch_dir / name).unlink(missing_ok=True)
-        for image_id in self.queue.ids():
-            with contextlib.suppress(InvalidImageIDError):
-                if self.driver.get(image_id) is not None:
-                    self.queue.discard(image_id)
+            return None
+        if found is not None and entry is None:
+            when = found.st_mtime
+            entry = Entry(image_id, found.st_size, last_accessed=when, last_modified=when)
+            return self.driver.put(entry, path)
+        if found is not None and entry is not None and found.st_size != entry.size:
+            error = CacheFSError(
+                f"the file has {found.st_size} bytes, its record says {entry.size}"
+            )
+            log.error("cached image %r is damaged, dropping it: %s", image_id, error)
+            self.driver.remove(image_id)
+            self.reject(path, error, entry.source)
+            self._tell(entry)
+            return None
+        return entry
 
 
-def _open_shared(path: Path) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        fd = os.open(path, flags | os.O_NOATIME)
-    except PermissionError:  # O_NOATIME is the owner's, see open(2)
-        fd = os.open(path, flags)
-    try:
-        share(fd)
-        if os.fstat(fd).st_nlink == 0:
-            raise FileNotFoundError(path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN})
+"""Errnos of an open that finds no image: no file, a symbolic link, or somebody who removes it."""
 
 
-@contextlib.contextmanager
-def _owned(path: Path) -> Iterator[None]:
-    """Own the file while it is removed; a missing one needs no owner. Raises BlockingIOError."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        yield
-        return
-    try:
-        own(fd)
-        yield
-    finally:
-        os.close(fd)
+def _taken_away(image_id: str) -> ImageBusyError:
+    return ImageBusyError(f"image {image_id!r} was taken away while it was written")

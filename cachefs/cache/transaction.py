@@ -18,34 +18,43 @@ renamed  ``ID``, recorded; the name perhaps not durable    name lost: record dro
 INVARIANT: no name directly in the cache directory ever stands for bytes that were not verified and
 synced."""
 
+import contextlib
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from cachefs.cache.lock import own
-from cachefs.cache.partial import PartialMap
+from cachefs.cache.partial import PartialMap, Version
 from cachefs.drivers import Entry
-from cachefs.errors import CacheFSError, ChecksumError, ImageBusyError, NoRoomError
+from cachefs.errors import (
+    CacheFSError,
+    ChecksumError,
+    ImageBusyError,
+    NoRoomError,
+    SourceError,
+)
 from cachefs.image import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 GROWTH = 64 * 2**20
-"""Bytes by which a reservation grows when the size of an image is not known beforehand."""
+"""Most bytes reserved ahead of those written when the size of an image is not known beforehand."""
 
 
 class Owner(Protocol):
     """What a transaction asks of the cache it writes into."""
 
-    def reserve(self, path: Path, fd: int, size: int) -> None:
-        """Make room and lengthen the file to *size* bytes, or raise NoRoomError."""
+    def reserve(self, path: Path, fd: int, size: int, *, ahead: int = 0) -> int:
+        """Make room and lengthen the file to *size* bytes, and by up to *ahead* more where that
+        costs nobody anything, or raise NoRoomError. The new length."""
 
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record the synced file and rename it into place."""
 
-    def reject(self, image_id: str, path: Path, error: CacheFSError, source: str | None) -> None:
+    def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
         """Move the file to ``invalid/`` and remember why."""
 
     def now(self) -> float:
@@ -72,7 +81,7 @@ class Transaction:
         self.size = size
         self.partial = partial
         self._owner = owner
-        self._reserved = size or 0
+        self._reserved = 0
         self._written = 0
         self._open = True
 
@@ -82,9 +91,15 @@ class Transaction:
     def __exit__(self, *_: object) -> None:
         self.abort()
 
+    def reserve(self, size: int) -> None:
+        """Have room for *size* bytes; more may come, or fewer. Raises NoRoomError, and
+        ImageBusyError when somebody has taken the file away."""
+        if size > self._reserved:
+            self._reserved = self._owner.reserve(self.path, self.fd, size)
+
     def write(self, data: bytes | memoryview) -> None:
-        """Append *data*. Raises NoRoomError when the image outgrows the cache, OSError as
-        write(2)."""
+        """Append *data*. Raises NoRoomError when the image outgrows the cache, ImageBusyError when
+        somebody has taken the file away, OSError as write(2)."""
         view = memoryview(data).cast("B")
         end = self._written + len(view)
         if self.size is not None and end > self.size:
@@ -92,7 +107,8 @@ class Transaction:
                 f"image {self.image_id!r} is longer than the {self.size} bytes promised"
             )
         if end > self._reserved:
-            self._grow(end)
+            # Never more ahead than is there already, so that a small image takes little.
+            self._reserved = self._owner.reserve(self.path, self.fd, end, ahead=min(end, GROWTH))
         while view:
             count = os.pwrite(self.fd, view, self._written)
             self._written += count
@@ -109,10 +125,16 @@ class Transaction:
         """Publish the image with the digest that its bytes were found to have, and the hits it had
         while it was incomplete.
 
-        Returns the record. After an error the transaction is still open, and nothing is published.
-        Raises ImageBusyError when the file was taken away meanwhile (``clean`` of another process).
+        Returns the record. After an error the transaction is still open, and nothing is published
+        (but for an fsync of the directory that failed: then it is, perhaps not durably). Raises
+        SourceError when fewer bytes were appended than promised, ImageBusyError when somebody has
+        taken the file away.
         """
         size = self.size if self.size is not None else self._written
+        if 0 < self._written < size:
+            raise SourceError(
+                f"image {self.image_id!r} ended after {self._written} of {size} bytes"
+            )
         if self.size is None:
             os.ftruncate(self.fd, size)
         os.fsync(self.fd)
@@ -136,10 +158,12 @@ class Transaction:
     def abort(self) -> None:
         """Throw the bytes away. Nothing happens to a transaction that has ended."""
         if self._open:
-            if _is_at(self.fd, self.path):  # else it was cleaned away, and is somebody else's now
-                self._remove_map()
-                self.path.unlink()
-            self._close()
+            try:
+                if is_at(self.fd, self.path):  # else it was taken away, and is somebody else's now
+                    self._remove_map()
+                    self.path.unlink()
+            finally:
+                self._close()
 
     def keep(self) -> None:
         """Leave off, and keep what is marked in the map for a later :meth:`Store.begin` of the same
@@ -151,30 +175,24 @@ class Transaction:
             self._close()
 
     def reject(self, error: CacheFSError, source: str | None = None) -> None:
-        """Put the bytes under ``invalid/`` with *error* as the reason."""
+        """Put the bytes under ``invalid/`` with *error* as the reason. After an OSError the
+        transaction is still open."""
         if self.size is None:
             os.ftruncate(self.fd, self._written)
-        self._owner.reject(self.image_id, self.path, error, source)
+        self._owner.reject(self.path, error, source)
         self._remove_map()
         self._close()
-
-    def _grow(self, end: int) -> None:
-        try:
-            self._owner.reserve(self.path, self.fd, max(end, self._reserved + GROWTH))
-            self._reserved = max(end, self._reserved + GROWTH)
-        except NoRoomError:
-            self._owner.reserve(self.path, self.fd, end)
-            self._reserved = end
 
     def _remove_map(self) -> None:
         if self.partial is not None:
             self.partial.remove()
 
     def _close(self) -> None:
+        fd, self.fd = self.fd, -1  # soon another file's number: nobody writes to it by mistake
         self._open = False
         if self.partial is not None:
             self.partial.close()
-        os.close(self.fd)
+        os.close(fd)
 
 
 class Hasher:
@@ -210,18 +228,23 @@ def checksum_text(digest: Digest | None) -> str | None:
     return digest.hex if digest.algorithm == "md5" else str(digest)
 
 
-def open_incomplete(path: Path, *, keep: bool = False) -> int:
+def open_incomplete(path: Path, map_path: Path, *, keep: bool = False) -> int:
     """Open and lock ``incomplete/ID``; the descriptor. Raises ImageBusyError while a writer lives.
 
     A file whose writer is gone must not block its image: it is replaced by a new and empty one,
     never emptied, since a thread of its writer may be left; or it is taken over where *keep* says
-    so."""
+    so.
+
+    INVARIANT: a map never outlives the bytes it speaks of; it goes before they do."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
             own(fd)
-            if _is_at(fd, path):  # else its last writer ended between our open and our lock
-                if keep or os.fstat(fd).st_size == 0:
+            if is_at(fd, path):  # else its last writer ended between our open and our lock
+                if keep:
+                    return fd
+                map_path.unlink(missing_ok=True)
+                if os.fstat(fd).st_size == 0:
                     return fd
                 path.unlink()
         except BlockingIOError:
@@ -233,7 +256,28 @@ def open_incomplete(path: Path, *, keep: bool = False) -> int:
         os.close(fd)
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def abandoned_map(path: Path, map_path: Path, version: Version) -> PartialMap | None:
+    """The map of an abandoned file, if its bytes are surely of *version*."""
+    earlier = PartialMap.open(map_path)
+    if earlier is None:
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        if earlier.version.is_surely(version) and path.lstat().st_size == version.size:
+            return earlier
+    earlier.close()
+    return None
+
+
+def new_map(map_path: Path, version: Version) -> PartialMap:
+    """An empty map for bytes of *version*; durable."""
+    try:
+        return PartialMap.create(map_path, version)
+    except ValueError:  # a tag too long for a map: an ETag may have any length
+        return PartialMap.create(map_path, replace(version, tag=None))
+
+
+def is_at(fd: int, path: Path) -> bool:
+    """Whether *path* names the open file."""
     try:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:

@@ -69,7 +69,8 @@ def check_mount(mountpoint: Path) -> Path:
     Raises :class:`~cachefs.errors.MountError` where there is none, or nobody answers.
     """
     try:
-        (mountpoint / "control").stat()
+        # Not stat, which the kernel may answer from what it remembers, of a dead mount too.
+        os.statvfs(mountpoint / "control")
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise MountError(

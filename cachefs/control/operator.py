@@ -115,8 +115,8 @@ class Operator:
         return sorted({*self._fetcher.under_way(), *(name for name, _ in self._store.incomplete())})
 
     def cancel(self, image_id: str) -> None:
-        """Cancel a fetch. Raises ImageNotFoundError."""
-        trio.from_thread.run_sync(self._fetcher.cancel, image_id)
+        """Cancel a fetch; it has ended when this returns. Raises ImageNotFoundError."""
+        trio.from_thread.run(self._fetcher.cancel, image_id)
 
     def incomplete_record(self, image_id: str) -> ImageRecord | None:
         """The record of an image being fetched, with its progress in bytes."""

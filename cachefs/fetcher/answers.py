@@ -4,6 +4,7 @@ A file manager or a shell's completion asks for the same missing names again and
 hears of each but once in a while.
 """
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ import trio
 from cachefs.errors import CacheFSError, ImageNotFoundError, SourceRefusedError
 from cachefs.fetcher.retry import is_passing
 from cachefs.sources import Source, SourceImage
+
+log = logging.getLogger(__name__)
 
 MAX_QUESTIONS = 16
 """Questions under way at once, each in a thread."""
@@ -91,6 +94,9 @@ class Answers:
         except CacheFSError as error:
             question.error = error
             self._remember(image_id, error)
+        except Exception as error:
+            log.exception("asking for %r met an error that nobody foresaw", image_id)
+            question.error = CacheFSError(f"cannot ask for {image_id!r}: {error!r}")
         finally:
             if question.answer is None and question.error is None:
                 question.error = CacheFSError("the daemon is ending")
@@ -101,14 +107,13 @@ class Answers:
         final = isinstance(error, ImageNotFoundError | SourceRefusedError)
         self.health = Health() if final else Health(False, str(error))
         until = trio.current_time() + (NO_FOR if final else TROUBLE_FOR)
-        self._noes[image_id] = _No(error, until)
+        self._noes[image_id] = _No(again(error), until)
         self._noes.move_to_end(image_id)
         while len(self._noes) > MAX_NOES:
             self._noes.popitem(last=False)
 
 
 def again(error: CacheFSError) -> CacheFSError:
-    """*error* for one more task to raise: an exception keeps the traceback of whoever raised it."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error
-    return copy
+    """*error* for one more task to raise, or to remember: an exception keeps the traceback, and so
+    the frames and all they hold, of whoever raised it."""
+    return type(error)(*error.args)

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from cachefs.cache import CHUNK
 
+READ_AHEAD = 64 * 2**20
+"""Bytes that the background fill gets next where somebody reads on in order, before it goes back to
+the first gap."""
+
 _MISSING, _CLAIMED, _HAVE = 0, 1, 2
+
+_READERS = 64
+"""Sequential readers told apart; the one that stood still for longest is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +41,15 @@ class ChunkMap:
         self.chunk = chunk
         self._states = bytearray(-(-size // chunk))
         self._demanded: dict[int, None] = {}
+        self._ends: dict[int, None] = {}
+        self._ahead = range(0)
         self._cursor = 0
         self._prefix = 0
+        self._last: int | None = None
         self.arrived_bytes = 0
         for number in present:
             self.arrived(number * chunk, min((number + 1) * chunk, size))
+        self._last = None
 
     @property
     def complete(self) -> bool:
@@ -58,6 +69,16 @@ class ChunkMap:
         first, last = start // self.chunk, (stop - 1) // self.chunk
         return all(state == _HAVE for state in self._states[first : last + 1])
 
+    def completes(self, start: int, stop: int) -> bool:
+        """Whether all has arrived, and [*start*, *stop*) has some of the chunk that came last:
+        whoever has read everything has read that too. All are last that were here from the
+        start."""
+        if not self.complete or start >= min(stop, self.size):
+            return False
+        if self._last is None:
+            return True
+        return start // self.chunk <= self._last <= (min(stop, self.size) - 1) // self.chunk
+
     def demand(self, start: int, stop: int) -> bool:
         """Ask for [*start*, *stop*) before all else; whether any of it is not even on its way."""
         first, last = start // self.chunk, (min(stop, self.size) - 1) // self.chunk
@@ -68,16 +89,30 @@ class ChunkMap:
 
     def claim_demanded(self, most: int) -> Span | None:
         """The span to get for the oldest demand, with what follows it up to *most* bytes; or
-        None."""
+        None. A demand that goes on where an earlier span ended is a sequential reader's."""
         while self._demanded:
             number = next(iter(self._demanded))
             del self._demanded[number]
             if self._states[number] == _MISSING:
-                return self._claim(number, most)
+                sequential = number in self._ends
+                self._ends.pop(number, None)
+                span = self._claim(number, most)
+                end = self._remember_end(span)
+                if sequential:
+                    self._ahead = range(end, end + max(1, READ_AHEAD // self.chunk))
+                return span
         return None
 
     def claim_next(self, most: int) -> Span | None:
-        """The first span that nobody is getting, up to *most* bytes; None when there is none."""
+        """The first span that nobody is getting, ahead of a sequential reader if there is one, up
+        to *most* bytes; None when there is none."""
+        if self._ahead:
+            found = self._states.find(_MISSING, self._ahead.start, self._ahead.stop)
+            if found >= 0:
+                span = self._claim(found, most)
+                self._remember_end(span)
+                return span
+            self._ahead = range(0)
         found = self._states.find(_MISSING, self._cursor)
         if found < 0:
             self._cursor = len(self._states)
@@ -91,6 +126,7 @@ class ChunkMap:
         for number in range(start // self.chunk, -(-stop // self.chunk)):
             if self._states[number] != _HAVE:
                 self._states[number] = _HAVE
+                self._last = number
                 self.arrived_bytes += min(self.chunk, self.size - number * self.chunk)
         while self._prefix < len(self._states) and self._states[self._prefix] == _HAVE:
             self._prefix += 1
@@ -110,3 +146,11 @@ class ChunkMap:
             self._demanded.pop(number, None)
             number += 1
         return Span(first * self.chunk, min(number * self.chunk, self.size))
+
+    def _remember_end(self, span: Span) -> int:
+        """A reader may come to the end of *span*: the number of the chunk there."""
+        end = -(-span.stop // self.chunk)
+        self._ends[end] = None
+        if len(self._ends) > _READERS:
+            del self._ends[next(iter(self._ends))]
+        return end

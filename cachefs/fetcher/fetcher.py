@@ -3,6 +3,7 @@
 Owns the nursery that flights run in. Nobody else starts a fetch, and no exception leaves
 :meth:`run` but a cancellation."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -48,16 +49,18 @@ class Fetcher:
         self._store = store
         self.source = source
         self._settings = settings
-        self._traffic = Traffic(Bandwidth(bandwidth), Bandwidth(prefetch_bandwidth), Precedence())
+        self._disk = trio.CapacityLimiter(16)
+        self._traffic = Traffic(
+            Bandwidth(bandwidth), Bandwidth(prefetch_bandwidth), Precedence(), self._disk
+        )
         self._answers = Answers(source)
         self._listeners: list[Callable[[Flight], None]] = []
         self.flights: dict[str, Flight] = {}
-        self._second_tries: set[str] = set()
+        self._second_tries: dict[str, trio.CancelScope] = {}
         self._prefetching: set[str] = set()
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._woken = trio.Event()
-        self._disk = trio.CapacityLimiter(4)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take up what an earlier daemon left unfinished, and work off the queue, until cancelled;
@@ -76,7 +79,8 @@ class Fetcher:
     def wake(self) -> None:
         """Look at the queue now; for any thread."""
         if self._token is not None:
-            self._token.run_sync_soon(self._wake_up, idempotent=True)
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._wake_up, idempotent=True)
 
     async def stat(self, image_id: str) -> SourceImage:
         """Ask the source for an image, once for all who ask at the same time; a no is believed for
@@ -84,12 +88,15 @@ class Fetcher:
         return await self._answers.ask(self._running, image_id)
 
     def start(self, image: SourceImage) -> Flight:
-        """The flight of an image: the one under way, or a new one."""
-        flight = self.flights.get(image.image_id)
-        if flight is None:
-            flight = Flight(self._store, self.source, image, self._settings, self._traffic)
-            self.flights[image.image_id] = flight
-            self._running.start_soon(self._fly, flight)
+        """The flight of an image: the one under way, or a new one, which waits for the end of one
+        that was cancelled."""
+        earlier = self.flights.get(image.image_id)
+        if earlier is not None and not earlier.cancelled:
+            return earlier
+        flight = Flight(self._store, self.source, image, self._settings, self._traffic)
+        self.flights[image.image_id] = flight
+        after = earlier.finished if earlier is not None else None
+        self._running.start_soon(self._fly, flight, after)
         return flight
 
     def is_under_way(self, image_id: str) -> bool:
@@ -108,14 +115,18 @@ class Fetcher:
         """The sources' URLs, and how they were when last asked."""
         return [(source.url, self._answers.health) for source in members(self.source)]
 
-    def cancel(self, image_id: str) -> None:
-        """Stop the fetch of an image, throw away what has come, and forget that it was wanted.
-        Raises ImageNotFoundError where there is none."""
-        flight = self.flights.get(image_id)
-        if flight is None:
+    async def cancel(self, image_id: str) -> None:
+        """Stop the fetch of an image, throw away what has come, and forget that it was wanted;
+        returns when that is done. Raises ImageNotFoundError where there is none."""
+        flight, second_try = self.flights.get(image_id), self._second_tries.get(image_id)
+        if flight is None and second_try is None:
             raise ImageNotFoundError(f"image {image_id!r} is not being fetched")
         self._store.queue.discard(image_id)
-        flight.cancel(CacheFSError(f"the fetch of {image_id!r} was cancelled"))
+        if second_try is not None:
+            second_try.cancel()
+        if flight is not None:
+            flight.cancel(CacheFSError(f"the fetch of {image_id!r} was cancelled"))
+            await flight.finished.wait()
 
     # Inside
 
@@ -127,16 +138,16 @@ class Fetcher:
         assert self._nursery is not None, "Fetcher.run is not running"
         return self._nursery
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _fly(self, flight: Flight, after: trio.Event | None) -> None:
         """Run a flight to its end."""
         image_id = flight.image.image_id
         log.info("fetching %r (%d bytes) from %s", image_id, flight.image.size, flight.image.source)
         try:
-            entry = await flight.run()
+            entry = await flight.run(after)
         finally:
-            del self.flights[image_id]
+            if self.flights.get(image_id) is flight:
+                del self.flights[image_id]
         if entry is not None:
-            self._second_tries.discard(image_id)
             log.info("cached %r: %d bytes, %s", image_id, entry.size, entry.checksum)
         elif isinstance(flight.error, ImageExistsError):  # another process was faster
             self._store.queue.discard(image_id)
@@ -149,11 +160,20 @@ class Fetcher:
 
     def _try_once_more(self, error: CacheFSError, image_id: str) -> None:
         """Wrong bytes, or an image that changed on the way, are fetched afresh, but once."""
-        if image_id in self._second_tries:
-            self._second_tries.discard(image_id)
-        elif isinstance(error, ChecksumError | ImageChangedError):
-            self._second_tries.add(image_id)
-            self._running.start_soon(self._fetch, image_id)
+        if image_id in self._second_tries or image_id in self.flights:
+            return
+        if isinstance(error, ChecksumError | ImageChangedError):
+            scope = self._second_tries[image_id] = trio.CancelScope()
+            self._running.start_soon(self._fetch_once_more, image_id, scope)
+
+    async def _fetch_once_more(self, image_id: str, scope: trio.CancelScope) -> None:
+        """The second try, until it has ended either way."""
+        try:
+            with scope:
+                await self._fetch(image_id)
+        finally:
+            del self._second_tries[image_id]
+            self._woken.set()
 
     async def _requeue_partial(self) -> None:
         """Queue what is incomplete on disk and nobody's: its bytes are of use only when it is
@@ -194,9 +214,8 @@ class Fetcher:
         try:
             image = await self._stat_patiently(image_id)
         except CacheFSError as error:
-            self._second_tries.discard(image_id)
             if not queued or image_id in self._store.queue:
-                await note_failure(self._store, image_id, error, self.source.url)
+                await note_failure(self._store, image_id, error, self.source.url, self._disk)
             return None
         if queued and image_id not in self._store.queue:  # taken out meanwhile
             return None

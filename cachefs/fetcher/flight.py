@@ -4,7 +4,8 @@ States, all owned by the event loop:
 
 ``starting``  no file yet; readers wait
 ``filling``   chunks arrive; readers wait for theirs alone
-``verifying`` all bytes are here; hashing, syncing, publishing
+``verifying`` all bytes are here; the digest is compared
+``publishing`` the digest is right; syncing, recording, renaming
 ``published`` the image is cached; readers go on reading the same file
 ``failed``    readers get :attr:`Flight.error` from now on
 
@@ -12,10 +13,15 @@ What may change at an ``await``: the state, the map, the number of readers. A wa
 at all of them again after it."""
 
 import contextlib
+import errno
+import hashlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -26,6 +32,7 @@ from cachefs.errors import (
     ChecksumError,
     ImageBusyError,
     ImageExistsError,
+    NoRoomError,
     SourceError,
 )
 from cachefs.fetcher.answers import again
@@ -39,6 +46,10 @@ log = logging.getLogger(__name__)
 HASH_STEP = 16 * 2**20
 """Bytes hashed in one go: enough to make a thread worth while, few enough to end soon."""
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+T = TypeVar("T")
+
 
 class FlightState(StrEnum):
     """See the module's docstring."""
@@ -46,6 +57,7 @@ class FlightState(StrEnum):
     STARTING = "starting"
     FILLING = "filling"
     VERIFYING = "verifying"
+    PUBLISHING = "publishing"
     PUBLISHED = "published"
     FAILED = "failed"
 
@@ -78,12 +90,14 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
+        self._verified = image.digest is None
         self._readers = 0
         self._ahead = False
         self._store = store
         self._settings = settings
         self._traffic = traffic
         self._transfer = Transfer(source, image, settings, traffic, lambda: self._readers > 0)
+        self._hashing = trio.CapacityLimiter(1)
         self._cancel = trio.CancelScope()
         self._why_cancelled: CacheFSError | None = None
 
@@ -132,8 +146,18 @@ class Flight:
             await self._transfer.changed.park()
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether :meth:`wait` would return at once."""
-        return self.error is None and self.fd >= 0 and self._transfer.map.covers(start, stop)
+        """Whether :meth:`wait` would return at once.
+
+        INVARIANT: nobody has ever read all of an image that is not verified: what arrives last is
+        given to readers only once the digest is known to be right.
+        """
+        chunks = self._transfer.map
+        return (
+            self.error is None
+            and self.fd >= 0
+            and chunks.covers(start, stop)
+            and (self._verified or not chunks.completes(start, stop))
+        )
 
     @property
     def cancelled(self) -> bool:
@@ -147,8 +171,9 @@ class Flight:
 
     # Running
 
-    async def run(self) -> Entry | None:
-        """Fetch, verify, publish. Returns the record, or None when it failed: see :attr:`error`.
+    async def run(self, after: trio.Event | None = None) -> Entry | None:
+        """Once *after* is set: fetch, verify, publish. Returns the record, or None when it failed:
+        see :attr:`error`.
 
         Cancellation from outside keeps what has come for another time, and tells readers that the
         daemon ends.
@@ -156,11 +181,17 @@ class Flight:
         entry = None
         try:
             with self._cancel:
+                if after is not None:
+                    await after.wait()
                 entry = await self._run()
         except CacheFSError as error:
             await self._fail(error)
         except OSError as error:
-            await self._fail(CacheFSError(f"cannot write image {self.image.image_id!r}: {error}"))
+            kind = NoRoomError if error.errno in _FULL else CacheFSError
+            await self._fail(kind(f"cannot write image {self.image.image_id!r}: {error}"))
+        except Exception as error:
+            log.exception("the fetch of %r met an error that nobody foresaw", self.image.image_id)
+            await self._fail(CacheFSError(f"cannot fetch {self.image.image_id!r}: {error!r}"))
         finally:
             if entry is None and self.error is None:
                 self.error = self._why_cancelled or SourceError("the daemon ended")
@@ -172,33 +203,37 @@ class Flight:
         return entry
 
     async def _run(self) -> Entry:
-        transaction = await trio.to_thread.run_sync(self._begin)
-        with transaction:
-            try:
-                return await self._fetch(transaction)
-            except ChecksumError as error:
-                await trio.to_thread.run_sync(transaction.reject, error, self.image.source)
-                raise
-            except CacheFSError as error:
-                if is_passing(error):
-                    transaction.keep()
-                raise
-            except BaseException:  # cancelled, which a nursery may wrap in a group
-                if not self.cancelled:
-                    with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(transaction.keep)
-                raise
+        transaction = await self._in_thread(self._begin)
+        error: BaseException | None = None
+        try:
+            return await self._fetch(transaction)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(lambda: self._end(transaction, error))
 
     def _begin(self) -> Transaction:
         image = self.image
-        digest = str(image.digest) if image.digest else None
-        tag = image.version if image.ranges else None  # a stream can only start over
-        version = Version(image.size, tag, digest if image.ranges else None)
+        version = Version(image.size, None, None)
+        if self._transfer.ranges:  # a stream can only start over
+            digest = str(image.digest) if image.digest else None
+            version = Version(image.size, _tag(image), digest)
         return self._store.begin(image.image_id, image.size, version)
 
+    def _end(self, transaction: Transaction, error: BaseException | None) -> None:
+        """End a transaction that has not been committed: by *error*, or by a cancellation."""
+        passing = is_passing(error) if isinstance(error, Exception) else not self.cancelled
+        with transaction:  # which aborts it, but for what follows
+            if isinstance(error, ChecksumError):
+                transaction.reject(error, self.image.source)
+            elif passing:
+                transaction.keep()
+
     async def _fetch(self, transaction: Transaction) -> Entry:
-        partial = transaction.partial
-        assert partial is not None
+        assert transaction.partial is not None
+        chunks = transaction.partial
         # A description of its own, without the writer's lock: readers may keep it after a failure.
         self.fd = os.open(f"/proc/self/fd/{transaction.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._become(FlightState.FILLING)
@@ -206,13 +241,15 @@ class Flight:
         hasher = Hasher(self.image.digest, "sha256")
         await together(
             lambda: self._hash(hasher),
-            lambda: self._transfer.run(transaction.fd, partial),
+            lambda: self._transfer.run(transaction.fd, chunks),
         )
         self._become(FlightState.VERIFYING)
         return await self._publish(transaction, hasher)
 
     async def _publish(self, transaction: Transaction, hasher: Hasher) -> Entry:
         digest, counted = hasher.finish(), self.opens
+        self._verified = True
+        self._become(FlightState.PUBLISHING)
 
         def commit() -> Entry:
             return transaction.commit(
@@ -223,7 +260,7 @@ class Flight:
             )
 
         with trio.CancelScope(shield=True):
-            entry = await trio.to_thread.run_sync(commit)
+            entry = await self._in_thread(commit)
         with contextlib.suppress(BlockingIOError):  # evicted at this very moment
             share(self.fd)  # readers hold it from here on as they would a cached image
         for _ in range(self.opens - counted):  # opened while the commit ran
@@ -238,15 +275,22 @@ class Flight:
             if stop == hashed or (stop - hashed < HASH_STEP and stop < size):
                 await self._transfer.changed.park()
                 continue
-            await trio.to_thread.run_sync(_hash_range, hasher, self.fd, hashed, stop)
+            step = partial(_hash_range, hasher, self.fd, hashed, stop)
+            await trio.to_thread.run_sync(step, limiter=self._hashing)
             hashed = stop
 
     async def _fail(self, error: CacheFSError) -> None:
         """Write a failure down before any reader hears of it; the loser of a race has not failed,
         and a wrong checksum is written down already, with its bytes."""
         if not isinstance(error, ImageExistsError | ImageBusyError | ChecksumError):
-            await note_failure(self._store, self.image.image_id, error, self.image.source)
+            await note_failure(
+                self._store, self.image.image_id, error, self.image.source, self._traffic.disk
+            )
         self.error = error
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """The result of *work*, which may wait for the disk; not cancellable once it has begun."""
+        return await trio.to_thread.run_sync(work, limiter=self._traffic.disk)
 
     def _become(self, state: FlightState) -> None:
         self.state = state
@@ -268,14 +312,20 @@ class Flight:
 
 
 async def note_failure(
-    store: Store, image_id: str, error: CacheFSError, source: str | None
+    store: Store,
+    image_id: str,
+    error: CacheFSError,
+    source: str | None,
+    disk: trio.CapacityLimiter,
 ) -> None:
     """Make *error* the reason why the image is invalid. Not cancellable; what goes wrong is
     logged."""
     log.warning("could not fetch %r: %s", image_id, error)
     with trio.CancelScope(shield=True):
         try:
-            await trio.to_thread.run_sync(lambda: store.fail(image_id, error, source=source))
+            await trio.to_thread.run_sync(
+                lambda: store.fail(image_id, error, source=source), limiter=disk
+            )
         except OSError as trouble:
             log.error("could not write down why %r failed: %s", image_id, trouble)
 
@@ -284,5 +334,16 @@ def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:
     buffer = memoryview(bytearray(2**20))
     while start < stop:
         count = os.preadv(fd, [buffer[: stop - start]], start)
+        if not count:
+            raise OSError(errno.EIO, "the incomplete file has been shortened by somebody")
         hasher.update(buffer[:count])
         start += count
+
+
+def _tag(image: SourceImage) -> str | None:
+    """What tells this version of the image for good: the source's name for it, which means nothing
+    at another source, as a digest since it may have any length. A weak ETag may stand for other
+    bytes tomorrow (RFC 9110, 8.8.1)."""
+    if image.version is None or image.version.startswith("W/"):
+        return None
+    return hashlib.sha256(f"{image.source}\n{image.version}".encode()).hexdigest()

@@ -26,7 +26,12 @@ class Precedence:
         self._read -= 1
         self._changed.unpark_all()
 
-    async def turn(self, is_read: Callable[[], bool]) -> None:
-        """Return once the caller's fetch is read itself, or none is."""
-        while self._read and not is_read():
+    def look_again(self) -> None:
+        """What somebody waits for, other than the others, has come to pass."""
+        self._changed.unpark_all()
+
+    async def turn(self, need_not_wait: Callable[[], bool]) -> None:
+        """Return once no fetch is being read, or *need_not_wait* says so: the caller's own is being
+        read, or done."""
+        while self._read and not need_not_wait():
             await self._changed.park()

@@ -27,3 +27,20 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, SourceError) and not isinstance(
         error, SourceRefusedError | ImageNotFoundError | ImageChangedError
     )
+
+
+class Patience:
+    """How one worker bears failures: up to *tries* in a row pass, each after a longer pause. Any
+    progress, of whichever worker, makes it patient again."""
+
+    def __init__(self, tries: int) -> None:
+        self._tries = tries
+        self._pauses = pauses(tries)
+        self._progress = 0
+
+    def pause(self, error: Exception, progress: int) -> float | None:
+        """The seconds to wait before another try, or None to give up; *progress* is any number that
+        grows with it."""
+        if progress != self._progress:
+            self._progress, self._pauses = progress, pauses(self._tries)
+        return next(self._pauses, None) if is_passing(error) else None

@@ -4,18 +4,16 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from cachefs.errors import CacheFSError
-
 
 async def together(*tasks: Callable[[], Awaitable[None]]) -> None:
-    """Run *tasks* until all have returned. The first CacheFSError or OSError cancels the others and
-    is raised alone; a cancellation cancels all."""
+    """Run *tasks* until all have returned. The first error cancels the others and is raised
+    alone; a cancellation cancels all."""
     errors: list[Exception] = []
 
     async def guard(task: Callable[[], Awaitable[None]]) -> None:
         try:
             await task()
-        except (CacheFSError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - raised below, out of the nursery
             errors.append(error)
             nursery.cancel_scope.cancel()
 

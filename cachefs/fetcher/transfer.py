@@ -1,13 +1,11 @@
 """Moving one image's bytes from the source into its file: spans, workers, retries, limits.
 
 The event loop owns the map and decides; threads only move bytes, mark them in the durable map, and
-report. A thread that was abandoned by a cancellation ends with its next piece, and can do no harm
-until then: it writes bytes of this version to a file of this version, or to one that has no name
-any more."""
+report. A thread that a cancellation has left behind ends with its next piece, which it cannot write
+any more (:mod:`cachefs.fetcher.sink`)."""
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +13,12 @@ from dataclasses import dataclass
 import trio
 
 from cachefs.cache import PartialMap
-from cachefs.errors import CacheFSError, SourceError
+from cachefs.errors import CacheFSError, ImageChangedError, SourceError
 from cachefs.fetcher.bandwidth import Bandwidth
 from cachefs.fetcher.chunks import ChunkMap, Span
 from cachefs.fetcher.precedence import Precedence
-from cachefs.fetcher.retry import is_passing, pauses
+from cachefs.fetcher.retry import Patience
+from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.together import together
 from cachefs.sources import Source, SourceImage
 
@@ -47,18 +46,23 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What all fetches of a daemon share: limits for all and for queued ones alone, and who goes
-    first."""
+    """What all fetches of a daemon share: limits for all and for queued ones alone, who goes first,
+    and how many threads may wait for the disk. Those that wait for a source are each image's own,
+    so that a source that stalls holds up nobody else."""
 
     everything: Bandwidth
     prefetch: Bandwidth
     precedence: Precedence
+    disk: trio.CapacityLimiter
 
 
 class Transfer:
     """Brings the chunks that are missing from *present*. *changed* is unparked whenever more has
     arrived or is wanted; *is_read* tells whether somebody reads the image, so that it need not wait
-    its turn."""
+    its turn.
+
+    *ranges* tells whether parts are asked for. They are not where nothing would tell the parts of
+    two versions from each other, neither a digest nor the source's own name for the version."""
 
     def __init__(
         self,
@@ -74,87 +78,106 @@ class Transfer:
         self._traffic = traffic
         self._is_read = is_read
         self._stopped = threading.Event()
-        self._tries = pauses(settings.tries)
-        self._partial: PartialMap | None = None
-        self._fd = -1
+        self.ranges = image.ranges and (image.version is not None or image.digest is not None)
+        self._fillers = settings.connections if self.ranges else 1
+        self._urgent = settings.urgent if self.ranges else 0
+        self._downloads = trio.CapacityLimiter(self._fillers + self._urgent)
         self.map = ChunkMap(image.size)
         self.changed = trio.lowlevel.ParkingLot()
 
     async def run(self, fd: int, partial: PartialMap) -> None:
         """Get every chunk that *partial* lacks, into the file *fd*. Raises the error that stopped
-        it, alone. Cancelled, it leaves at once; what has arrived stays marked."""
-        self._fd, self._partial = fd, partial
+        it, alone. However it ends, nothing is written after it; what has arrived stays marked."""
+        self._sink = Sink(fd, partial)
         self._token = trio.lowlevel.current_trio_token()
         self.map = ChunkMap(self._image.size, present=partial.present())
         self.changed.unpark_all()
-        fillers, urgent = self._settings.connections, self._settings.urgent
-        if not self._image.ranges:
-            fillers, urgent = 1, 0
         try:
-            await together(self._sync, *[self._fill] * fillers, *[self._hurry] * urgent)
+            await together(
+                lambda: self._sync(fd, partial),
+                *[self._fill] * self._fillers,
+                *[self._hurry] * self._urgent,
+            )
         finally:
             self._stopped.set()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._sink.shut, limiter=self._traffic.disk)
 
     async def _fill(self) -> None:
         """Get span after span until none is missing."""
+        patience = Patience(self._settings.tries)
+        most = self._settings.span if self.ranges else self._image.size
         while not self.map.complete:
-            await self._traffic.precedence.turn(self._is_read)
-            most = self._settings.span if self._image.ranges else self._image.size
+            await self._traffic.precedence.turn(lambda: self._is_read() or self.map.complete)
             span = self.map.claim_demanded(most) or self.map.claim_next(most)
-            await self._get_or_wait(span)
+            await self._get_or_wait(span, patience)
 
     async def _hurry(self) -> None:
         """Get what readers wait for, until none is missing."""
+        patience = Patience(self._settings.tries)
         while not self.map.complete:
-            await self._get_or_wait(self.map.claim_demanded(self._settings.urgent_span))
+            span = self.map.claim_demanded(self._settings.urgent_span)
+            await self._get_or_wait(span, patience)
 
-    async def _get_or_wait(self, span: Span | None) -> None:
+    async def _get_or_wait(self, span: Span | None, patience: Patience) -> None:
         if span is None:
             if not self.map.complete:
                 await self.changed.park()
             return
         try:
             await self._get(span)
+            return
         except CacheFSError as error:
-            pause = next(self._tries, None) if is_passing(error) else None
+            pause = patience.pause(error, self.map.arrived_bytes)
             if pause is None:
                 raise
             log.info("fetching %r again in %.1f s: %s", self._image.image_id, pause, error)
-            self.map.release(span)
-            await trio.sleep(pause)
         finally:
-            self.map.release(span)
+            self.map.release(span)  # once: from here on it may be another worker's
             self.changed.unpark_all()
+        with trio.move_on_after(pause):
+            await self._all_here()
 
     async def _get(self, span: Span) -> None:
-        start = span.start if self._image.ranges else 0
-        # A description of the file of its own: the thread may outlive the owner of the file's lock.
-        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_CLOEXEC)
-        await trio.to_thread.run_sync(self._download, fd, start, span.stop, abandon_on_cancel=True)
+        start, known = (span.start, span.start) if self.ranges else (0, self.map.prefix)
+        await trio.to_thread.run_sync(
+            self._download,
+            start,
+            known,
+            span.stop,
+            limiter=self._downloads,
+            abandon_on_cancel=True,
+        )
 
-    def _download(self, fd: int, start: int, stop: int) -> None:
-        """In a thread: write the bytes [*start*, *stop*) as they come, and report whole chunks."""
-        try:
-            position = reported = start
-            with contextlib.closing(self._source.read(self._image, start, stop)) as pieces:
-                for piece in pieces:
-                    if self._stopped.is_set():
-                        return
-                    position += _write_at(fd, piece, position)
-                    reported = self._report(reported, position, stop)
-                    self._stopped.wait(self._pause(len(piece)))
-            if position != stop:
-                raise SourceError(f"the source sent {position - start} of {stop - start} bytes")
-        finally:
-            os.close(fd)
+    def _download(self, start: int, known: int, stop: int) -> None:
+        """In a thread: write the bytes [*start*, *stop*) as they come, and report whole chunks.
+        Those before *known* are there; they must be the same."""
+        position, reported = start, known
+        with contextlib.closing(self._source.read(self._image, start, stop)) as pieces:
+            for piece in pieces:
+                if self._stopped.is_set():
+                    return
+                old = min(max(0, known - position), len(piece))
+                if old and not self._sink.agrees(piece[:old], position):
+                    raise ImageChangedError(
+                        f"{self._image.image_id!r} at {self._image.source}: the source does not"
+                        " send the same bytes again"
+                    )
+                if not self._sink.write(memoryview(piece)[old:], position + old):
+                    return
+                position += len(piece)
+                reported = self._report(reported, position, stop)
+                self._stopped.wait(self._pause(len(piece)))
+        if position != stop:
+            raise SourceError(f"the source sent {position - start} of {stop - start} bytes")
 
     def _report(self, reported: int, position: int, stop: int) -> int:
+        """Mark the chunks that have become whole, and tell the event loop; how far that is."""
         chunk = self.map.chunk
         whole = position if position == stop else position - position % chunk
-        if whole > reported:
-            assert self._partial is not None
-            self._partial.mark_written(reported // chunk, -(-whole // chunk))
-            self._token.run_sync_soon(self._arrived, reported, whole)
+        if whole <= reported or not self._sink.mark(reported // chunk, -(-whole // chunk)):
+            return reported
+        self._token.run_sync_soon(self._arrived, reported, whole)
         return whole
 
     def _pause(self, count: int) -> float:
@@ -164,24 +187,18 @@ class Transfer:
 
     def _arrived(self, start: int, stop: int) -> None:
         self.map.arrived(start, stop)
-        self._tries = pauses(self._settings.tries)
         self.changed.unpark_all()
+        if self.map.complete:
+            self._traffic.precedence.look_again()
 
-    async def _sync(self) -> None:
-        """Make what has arrived durable from time to time; errors are left to the commit's sync."""
-        assert self._partial is not None
+    async def _all_here(self) -> None:
+        while not self.map.complete:
+            await self.changed.park()
+
+    async def _sync(self, fd: int, partial: PartialMap) -> None:
+        """Make what has arrived durable from time to time."""
         while not self.map.complete:
             with trio.move_on_after(SYNC_EVERY):
-                while not self.map.complete:
-                    await self.changed.park()
+                await self._all_here()
             if not self.map.complete:
-                with contextlib.suppress(OSError):
-                    await trio.to_thread.run_sync(self._partial.sync, self._fd)
-
-
-def _write_at(fd: int, data: bytes, offset: int) -> int:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
-    return done
+                await trio.to_thread.run_sync(partial.sync, fd, limiter=self._traffic.disk)

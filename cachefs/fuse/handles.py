@@ -2,7 +2,7 @@
 
 The numbers may outlive this process (see :mod:`cachefs.transport`): an image's is its inode's, so
 that its open file can be taken up by the next one; a fixed file's or directory's has its inode
-number in it, so that the next one can open it anew. A record's is stale then. """
+number in it, so that the next one can open it anew. A record's is stale then."""
 
 from dataclasses import dataclass
 

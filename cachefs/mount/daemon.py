@@ -141,7 +141,8 @@ class Daemon:
 
     def _flight_ended(self, flight: Flight) -> None:
         """The name of the image that was being fetched means another node now, or none."""
-        self._images.flight_ended(flight)
+        for inode in self._images.flight_ended(flight):
+            self._transport.invalidate_inode(inode)
         self._transport.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
 
     async def _space(self) -> Space:

@@ -30,6 +30,10 @@ def run(config: Config) -> int:
     check(config)
     layout = _layout(config)
     try:
+        log_to(config)  # before the fork, while what goes wrong can still be said plainly
+    except OSError as error:
+        raise MountError(f"cannot write the log: {error}") from error
+    try:
         info = probe(layout.base, config.transport)
     except UnavailableError as error:
         raise MountError(f"the relay cannot run here: {error}") from error
@@ -52,7 +56,6 @@ def _supervise(
     config: Config, layout: Layout, info: TransportInfo, ready: Callable[[], None]
 ) -> int:
     """Hold the mount until it is unmounted; the exit status. The worker has said why it failed."""
-    log_to(config)
     claim = _claim(layout.private_dir)
     try:
         supervisor = Supervisor(

@@ -57,6 +57,15 @@ class Backing(Protocol):
         """A descriptor of a complete, immutable file from which the relay may answer a READ of *fh*
         by itself, or None to have pyfuse3 asked."""
 
+    def open_here(self, nodeid: int, flags: int) -> int | None:
+        """The handle of an open that is granted without asking pyfuse3 (*flags* are those of
+        ``open(2)``), or None to have it asked. Called again, in the next worker, if this one dies
+        before the kernel has the answer."""
+
+    def release_here(self, nodeid: int, fh: int) -> bool:
+        """Whether *fh* was granted by :meth:`open_here`, of this worker or one before, so that its
+        RELEASE is not pyfuse3's either. It is closed then."""
+
 
 class NoBacking:
     """The policy of a filesystem without backing files."""
@@ -68,6 +77,14 @@ class NoBacking:
     def read_fd(self, nodeid: int, fh: int) -> int | None:
         """None: every READ is pyfuse3's."""
         return None
+
+    def open_here(self, nodeid: int, flags: int) -> int | None:
+        """None: every OPEN is pyfuse3's."""
+        return None
+
+    def release_here(self, nodeid: int, fh: int) -> bool:
+        """False: every RELEASE is pyfuse3's."""
+        return False
 
 
 class Transport(Protocol):

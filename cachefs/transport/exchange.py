@@ -133,6 +133,11 @@ class Exchange:
                 return False
         elif opcode in (_OPEN, _CREATE):
             flags = wire.open_in_flags(message)
+            if opcode == _OPEN and self._open_here(unique, nodeid, flags):
+                return False
+        elif opcode == _RELEASE:
+            if self._release_here(unique, nodeid, wire.release_in_fh(message)):
+                return False
         elif opcode == _INIT:
             self._table.save_init(bytes(message))
             self._offered = wire.init_in_flags(message)
@@ -188,6 +193,32 @@ class Exchange:
         self._write(memoryview(self._reply)[:length], unique)
         self.reads_here += 1
         return True
+
+    def _open_here(self, unique: int, nodeid: int, flags: int) -> bool:
+        try:
+            fh = self._backing.open_here(nodeid, flags)
+        except Exception:
+            log.exception("no open for node %d", nodeid)
+            return False
+        if fh is None:
+            return False
+        reply = wire.open_reply(unique, fh, wire.OpenFlag.KEEP_CACHE)
+        refused = self._opens.answer_open(nodeid, flags, memoryview(reply), create=False)
+        if refused:
+            self._backing.release_here(nodeid, fh)
+            if refused != errno.ENOENT:
+                self._write(wire.error_reply(unique, refused), unique)
+        return True
+
+    def _release_here(self, unique: int, nodeid: int, fh: int) -> bool:
+        try:
+            released = self._backing.release_here(nodeid, fh)
+        except Exception:
+            log.exception("no release for node %d", nodeid)
+            return False
+        if released:
+            self._opens.answer_release(nodeid, memoryview(wire.error_reply(unique, 0)))
+        return released
 
     # --- interrupts ---------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ INVARIANT: KEEP_CACHE and PASSTHROUGH are never set together.
 What a kill can leave at each point of an open, and what the next worker (:meth:`Opens.recover`)
 makes of it:
 
-1. before the ioctl, INTENT set: the orphan's number does not exist; the kernel resends the OPEN.
+1. before the ioctl, INTENTS raised: the orphan's number does not exist; the kernel resends the
+   OPEN.
 2. ioctl done, nothing committed: the orphan's number exists, is closed; the kernel resends the
    OPEN.
 3. committed, reply not written: the count stands, the reply is written from the journal.
@@ -70,10 +71,8 @@ class Opens:
                 if len(reply) > wire.OUT_HEADER_SIZE:  # an OPEN's; a RELEASE's is a bare header
                     self._undo(opened, 1)
         self._table.delivered()
-        orphan = self._table.orphan()
-        if orphan is not None:
-            existed = self.passthrough and self._connection.close_backing(orphan)
-            self._table.orphan_closed(orphan, existed=existed)
+        for orphan in self._table.orphans():
+            self._connection.close_backing(orphan)
         for nodeid, slot in self._table.nodes().items():
             if slot.opens == 0:
                 self._forget(nodeid, slot)
@@ -87,13 +86,13 @@ class Opens:
         """
         fh, flags, _ = wire.open_out(reply, create=create)
         slot = self._table.get(nodeid)
+        backing_id = 0
         if flags & wire.OpenFlag.DIRECT_IO:
             value = slot._replace(opens=slot.opens + 1) if slot else Slot(1, 0, IOMode.NEUTRAL)
         elif slot is not None and slot.mode is not IOMode.NEUTRAL:
             value = slot._replace(opens=slot.opens + 1)
         else:
             opens = slot.opens + 1 if slot else 1
-            backing_id = 0
             if self.passthrough and not create and open_flags & os.O_ACCMODE == os.O_RDONLY:
                 backing_id = self._make_backing_id(nodeid, fh)
             mode = IOMode.PASSTHROUGH if backing_id else IOMode.CACHED
@@ -101,12 +100,12 @@ class Opens:
         if value.mode is IOMode.PASSTHROUGH and not create:
             wire.set_passthrough(reply, value.backing_id)
         try:
-            self._table.commit(nodeid, value, reply)
+            self._table.commit(nodeid, value, reply, fresh=backing_id > 0)
         except TableFullError as error:
             self._complain("an open is refused: %s", error)
-            if value.backing_id:
-                self._connection.close_backing(value.backing_id)
-                self._table.orphan_closed(value.backing_id, existed=True)
+            if backing_id:
+                self._connection.close_backing(backing_id)
+                self._table.made(backing_id)
             return errno.ENFILE
         try:
             self._connection.write(reply)

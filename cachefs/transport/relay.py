@@ -44,7 +44,7 @@ from .table import OpenTable
 log = logging.getLogger(__name__)
 
 _BATCH = 32  # requests between two checkpoints
-_PATIENCE = 3  # turns of the event loop in which to look for an answer before waiting for one
+_PATIENCE = 3  # turns of the event loop in which to look for more before sleeping
 _INTERRUPT_POLL = 0.1  # seconds
 TASKS: Final = 400
 """pyfuse3's handlers at once: more requests wait, whatever they are."""
@@ -243,7 +243,8 @@ class RelayTransport:
 
     async def _pump(self) -> None:
         """Pass messages both ways, in one task: an answer is often there a turn of the event loop
-        after its request was passed on, and looking for it is cheaper than being woken by it."""
+        after its request was passed on, and the next request a turn after that; looking for them is
+        cheaper than being woken by them (4 times the rate for small reads answered here)."""
         exchange, ours = self._exchange, self._ours
         assert ours is not None
         buffer = bytearray(MESSAGE_MAX)

@@ -10,17 +10,18 @@ A worker's life::
        \\______________________________________/  \\__ dies, or is silent and killed __/
 
 - **Dies** (any exit that was not announced): the next is started after a pause that grows with the
-deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
-``settled`` seconds ends the row. After ``quarantine_after`` crashes (deaths other than by
-somebody's SIGKILL) the next one answers EIO to what is resent (see :mod:`.exchange`). After
-``give_up_after`` deaths in a row the mount is detached. The first worker of all gets one try:
-nobody has anything to lose yet. - **Silent** for ``beat_timeout``: SIGKILL, then as above. -
-**Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same command,
-which now means the new code. It shakes hands with libfuse and waits. Then the first drains and
-exits, and the second gets GO. INVARIANT: never do two workers have their turn at once: GO is sent
-when the other is gone. If the second dies or does not report in ``start_timeout``, the first goes
-on and nothing else happens. - **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says
-so and exits; so do we.
+  deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
+  ``settled`` seconds ends the row. After ``quarantine_after`` crashes (deaths other than by
+  somebody's SIGKILL) the next one answers EIO to what is resent (see :mod:`.exchange`). After
+  ``give_up_after`` deaths in a row the mount is detached. The first worker of all gets one try:
+  nobody has anything to lose yet.
+- **Silent** for ``beat_timeout``: SIGKILL, then as above.
+- **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
+  command, which now means the new code. It shakes hands with libfuse and waits. Then the first
+  drains and exits, and the second gets GO. INVARIANT: never do two workers have their turn at once:
+  GO is sent when the other is gone. If the second dies or does not report in ``start_timeout``, the
+  first goes on and nothing else happens.
+- **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says so and exits; so do we.
 
 INVARIANT: a killed worker is replaced even if it cannot be reaped: one of its threads may wait in
 the kernel (a notification) for an answer that only the next worker gives. After SIGKILL no thread

@@ -15,11 +15,13 @@ itself: whoever comes after a kill applies and writes it again, and the kernel s
 reply that it already has. So there is no point at which an open is known to the kernel and not
 counted here, or counted here and never to be known to the kernel.
 
-A backing id is made by an ioctl and recorded by a store, and a kill may come between. INTENT is set
-before the ioctl and cleared by applying the entry that records the id. The kernel numbers backing
-ids in one rising cycle (``idr_alloc_cyclic``) and nobody else makes any on this connection, so a
-worker that finds INTENT set and no such entry knows the only number that may have leaked:
-:meth:`OpenTable.orphan`. Closing it is safe: no reply has named it yet.
+A backing id is made by an ioctl and recorded by a store, and a kill may come between. INTENTS is
+raised before each ioctl and goes back to 0 when an entry that records a fresh id is applied. The
+kernel numbers backing ids in one rising cycle (``idr_alloc_cyclic``) and nobody else makes any on
+this connection, so the ids that may have leaked are the INTENTS numbers after the last recorded
+one, and no others: :meth:`OpenTable.orphans`. Closing them is safe: no reply has named them. Having
+closed them changes nothing here, because whether they existed cannot be known after a kill in
+between.
 """
 
 import mmap
@@ -33,8 +35,8 @@ _FIRST_SLOT: Final = 256
 _MAX_BACKING_ID: Final = (1 << 31) - 1  # idr ids are ints
 
 # Words of the header.
-_MAGIC_AT, _INIT_LEN, _INIT_ANSWERED, _WORKERS, _HIGH, _LAST_ID, _INTENT = range(7)
-_JOURNAL, _J_SLOT, _J_NODE, _J_OPENS, _J_BACKING, _J_MODE, _J_REPLY_LEN = range(8, 15)
+_MAGIC_AT, _INIT_LEN, _INIT_ANSWERED, _WORKERS, _HIGH, _LAST_ID, _INTENTS = range(7)
+_JOURNAL, _J_SLOT, _J_NODE, _J_OPENS, _J_BACKING, _J_MODE, _J_REPLY_LEN, _J_FRESH = range(8, 16)
 _J_REPLY: Final = 16  # 48 words
 _INIT: Final = 64  # 128 words
 _JOURNAL_REPLY_MAX: Final = 48 * 8
@@ -164,8 +166,11 @@ class OpenTable:
 
     # --- the journal --------------------------------------------------------------------------
 
-    def commit(self, nodeid: int, value: Slot, reply: bytes | memoryview) -> None:
-        """Record *value* for *nodeid* and remember *reply* until :meth:`delivered`.
+    def commit(
+        self, nodeid: int, value: Slot, reply: bytes | memoryview, *, fresh: bool = False
+    ) -> None:
+        """Record *value* for *nodeid* and remember *reply* until :meth:`delivered`. *fresh* says
+        that its backing id has just been made.
 
         Raises :class:`TableFullError`, then nothing has changed.
         """
@@ -183,6 +188,7 @@ class OpenTable:
         words[_J_MODE] = value.mode
         self._bytes[_J_REPLY * 8 : _J_REPLY * 8 + len(reply)] = reply
         words[_J_REPLY_LEN] = len(reply)
+        words[_J_FRESH] = int(fresh)
         words[_JOURNAL] = 1
         self._apply()
 
@@ -193,10 +199,8 @@ class OpenTable:
         words[at + 2] = words[_J_BACKING]
         words[at + 3] = words[_J_MODE]
         words[at] = words[_J_NODE]
-        if words[_INTENT]:
-            if words[_J_BACKING]:
-                words[_LAST_ID] = words[_J_BACKING]
-            words[_INTENT] = 0
+        if words[_J_FRESH]:
+            self.made(words[_J_BACKING])
 
     def delivered(self) -> None:
         """The kernel has the reply of the last commit, or will never want it."""
@@ -219,30 +223,29 @@ class OpenTable:
     # --- backing ids --------------------------------------------------------------------------
 
     def intend(self) -> None:
-        """A backing id is about to be made; the next commit records it."""
-        self._words[_INTENT] = 1
+        """A backing id is about to be made; a commit that calls it fresh records it."""
+        self._words[_INTENTS] = self._words[_INTENTS] + 1
 
     def refrain(self) -> None:
         """None was made after all."""
-        self._words[_INTENT] = 0
+        self._words[_INTENTS] = self._words[_INTENTS] - 1
 
-    def orphan(self) -> int | None:
-        """After :meth:`redo`: the only backing id that a killed worker may have made and not
-        recorded, or None. It stays the answer until :meth:`orphan_closed`."""
-        if not self._words[_INTENT]:
-            return None
+    def made(self, backing_id: int) -> None:
+        """*backing_id* is the last that the kernel made; all before it are recorded or closed."""
+        self._words[_LAST_ID] = backing_id
+        self._words[_INTENTS] = 0
+
+    def orphans(self) -> list[int]:
+        """After :meth:`redo`: the backing ids that killed workers may have made and not recorded.
+        Some or all of them do not exist."""
         taken = {slot.backing_id for slot in self.nodes().values()}
+        found: list[int] = []
         candidate = self._words[_LAST_ID]
-        while True:
+        while len(found) < self._words[_INTENTS]:
             candidate = candidate % _MAX_BACKING_ID + 1
             if candidate not in taken:
-                return candidate
-
-    def orphan_closed(self, backing_id: int, *, existed: bool) -> None:
-        """The orphan is closed; where it *existed*, the kernel counts on from it."""
-        if existed:
-            self._words[_LAST_ID] = backing_id
-        self._words[_INTENT] = 0
+                found.append(candidate)
+        return found
 
     def _allocate(self) -> int:
         if self._free:

@@ -212,6 +212,17 @@ def open_out(reply: Buffer, *, create: bool = False) -> OpenOut:
     return OpenOut(*_OPEN_OUT.unpack_from(reply, at))
 
 
+def open_reply(unique: int, fh: int, flags: int) -> bytearray:
+    """The whole answer to an OPEN that is granted."""
+    size = OUT_HEADER_SIZE + _OPEN_OUT.size
+    return bytearray(OUT_HEADER.pack(size, 0, unique) + _OPEN_OUT.pack(fh, flags, 0))
+
+
+def release_in_fh(message: Buffer) -> int:
+    """The handle that a RELEASE is about."""
+    return int(_U64.unpack_from(message, IN_HEADER_SIZE)[0])
+
+
 def set_passthrough(reply: bytearray | memoryview, backing_id: int) -> None:
     """Amend a successful answer to OPEN in place: read and mmap go to the backing file.
 

@@ -11,7 +11,7 @@ import trio
 
 from cachefs.cache import Store
 from cachefs.drivers import Entry
-from cachefs.errors import ImageNotFoundError, StaleError
+from cachefs.errors import ImageExistsError, ImageNotFoundError, StaleError
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
@@ -130,8 +130,12 @@ class Images(Directory):
         self._opened = opened
         self._lazy: dict[int, LazyNode] = {}
         self._lazy_by_id: dict[str, LazyNode] = {}
-        self.hits = 0
         self.misses = 0
+
+    @property
+    def hits(self) -> int:
+        """Opens of cached images since this daemon's start."""
+        return self._opened.hits
 
     def attributes(self) -> Attributes:
         return Attributes(
@@ -200,8 +204,7 @@ class Images(Directory):
     def open_cached(self, entry: Entry) -> OpenFile:
         """Open a cached image and count the hit. Raises StaleError where it has gone meanwhile."""
         file = self._opened.cached(entry)
-        self._store.hit(entry.image_id)
-        self.hits += 1
+        self._opened.count_hit(entry.image_id)
         return file
 
     async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:
@@ -209,18 +212,25 @@ class Images(Directory):
         has been cached meanwhile, so that the kernel looks it up again, and why there can be no
         fetch of it (NoRoomError, say)."""
         image_id = node.image.image_id
-        if node.flight is None or node.flight.finished.is_set():
+        flight = node.flight
+        if flight is None or flight.cancelled or flight.finished.is_set():
             if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
                 raise StaleError(f"image {image_id!r} is another by now")
-            node.flight = self._fetcher.start(node.image)
-        file = await self._opened.lazy(node.serial, node.flight, caller)
-        node.flight.count_hit()
+            flight = node.flight = self._fetcher.start(node.image)
+        try:
+            file = await self._opened.lazy(node.serial, flight, caller)
+        except ImageExistsError as error:  # another process was faster
+            raise StaleError(str(error)) from error
+        flight.count_hit()
         self.misses += 1
         return file
 
-    def flight_ended(self, flight: Flight) -> None:
-        """A fetch has ended: its name means the cached image now, or is to be asked for again."""
+    def flight_ended(self, flight: Flight) -> list[int]:
+        """A fetch has ended: its name means the cached image now, or is to be asked for again.
+        Returns the inodes whose pages nobody may read any more, because it failed."""
         self._lazy_by_id.pop(flight.image.image_id, None)
+        nodes = [node for node in self._lazy.values() if node.flight is flight]
+        return [join(Room.LAZY, node.serial) for node in nodes if flight.error is not None]
 
     # Inside
 

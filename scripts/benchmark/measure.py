@@ -4,6 +4,7 @@ A round measures every contender once, and every second round in the opposite or
 else happens on the machine falls on all of them. A ratio is the median of the rounds' ratios.
 """
 
+import mmap
 import operator
 import os
 import statistics
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-BUFFER = memoryview(bytearray(2**20))
+BUFFER = memoryview(mmap.mmap(-1, 2**20))
 """The reader reads into this one buffer, 1 MiB a time, so that its own cost is least."""
 
 Samples = dict[str, list[float]]

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.mounted import DIRECTORY, NGINX, Mounted, mounted
+from support.cachefs_mount import DIRECTORY, NGINX, Mounted, mounted
 
 KINDS = [
     pytest.param((driver, source), id=f"{driver}-{source}")
@@ -40,7 +40,7 @@ def mount(shared: Mounted) -> Iterator[Mounted]:
 
 @pytest.fixture
 def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
-    """Mounts of the test's own; arguments as of :func:`support.mounted.mounted`."""
+    """Mounts of the test's own; arguments as of :func:`support.cachefs_mount.mounted`."""
     numbers = itertools.count(1)
     with ExitStack() as stack:
 

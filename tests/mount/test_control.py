@@ -6,7 +6,7 @@ import stat
 import time
 
 import pytest
-from support.mounted import Mounted
+from support.cachefs_mount import Mounted
 from support.processes import failure, run, wait_for
 
 from .conftest import KINDS
@@ -117,7 +117,7 @@ def test_rm_of_a_cached_record_evicts_the_image(mount: Mounted) -> None:
     assert not (mount.cache_dir / name).exists()
 
 
-def test_rm_of_an_image_that_is_not_cached_is_ENOENT(mount: Mounted) -> None:  # noqa: N802
+def test_rm_of_an_image_that_is_not_cached_is_ENOENT(mount: Mounted) -> None:
     name, _ = mount.origin.new()
     assert failure(os.unlink, mount.control / "cached" / name) == "ENOENT"
 
@@ -134,7 +134,7 @@ def test_touch_pins_and_rm_unpins(mount: Mounted) -> None:
     assert mount.record(f"cached/{name}")["pinned"] is False
 
 
-def test_rm_of_a_pinned_image_is_EBUSY(mount: Mounted) -> None:  # noqa: N802
+def test_rm_of_a_pinned_image_is_EBUSY(mount: Mounted) -> None:
     name, data = mount.origin.new()
     mount.fetch(name)
     mount.touch(f"pinned/{name}")
@@ -152,7 +152,7 @@ def test_pinning_twice_changes_nothing(mount: Mounted) -> None:
     assert name in mount.listed("pinned")
 
 
-def test_pinning_what_is_not_cached_is_ENOENT(mount: Mounted) -> None:  # noqa: N802
+def test_pinning_what_is_not_cached_is_ENOENT(mount: Mounted) -> None:
     name, _ = mount.origin.new()
     path = mount.control / "pinned" / name
     assert failure(os.open, path, os.O_WRONLY | os.O_CREAT) == "ENOENT"
@@ -256,7 +256,7 @@ def test_touching_the_queue_fetches_the_image(mount: Mounted) -> None:
     assert (mount.cache_dir / name).read_bytes() == data
 
 
-def test_queueing_what_is_cached_is_EEXIST(mount: Mounted) -> None:  # noqa: N802
+def test_queueing_what_is_cached_is_EEXIST(mount: Mounted) -> None:
     name, _ = mount.origin.new()
     mount.fetch(name)
     refused = run("touch", f"{mount.control}/queue/{name}", check=False)

@@ -4,8 +4,8 @@ import os
 import sys
 
 import pytest
+from support.cachefs_mount import DIRECTORY, NGINX, Mounted
 from support.misbehaving import Exchange, misbehaving
-from support.mounted import CACHEFS, DIRECTORY, NGINX, Mounted
 from support.processes import failure, run, wait_for
 
 from .conftest import MakeMount
@@ -13,8 +13,10 @@ from .conftest import MakeMount
 TIMES_OUT_SOON = (
     sys.executable,
     "-c",
-    "from cachefs.sources import http; http.http_source.__kwdefaults__['read_timeout'] = 1.0; "
-    "from cachefs.cli import main; main(prog_name='cachefs')",
+    (
+        "from cachefs.sources import http; http.http_source.__kwdefaults__['read_timeout'] = 1.0; "
+        "from cachefs.cli import main; main(prog_name='cachefs')"
+    ),
 )
 """The command line, with a server given a second to say something instead of thirty."""
 
@@ -28,7 +30,7 @@ def queued_failure(mount: Mounted, image_id: str) -> str:
 
 
 @pytest.mark.parametrize("source", [DIRECTORY, NGINX])
-def test_an_unknown_image_is_ENOENT(make_mount: MakeMount, source: str) -> None:  # noqa: N802
+def test_an_unknown_image_is_ENOENT(make_mount: MakeMount, source: str) -> None:
     mount = make_mount(source=source)
     assert failure(os.open, mount.image("unknown"), os.O_RDONLY) == "ENOENT"
 
@@ -42,14 +44,14 @@ def test_with_on_miss_enoent_an_uncached_image_does_not_exist(make_mount: MakeMo
     assert mount.cat(name) == data
 
 
-def test_an_image_that_the_server_refuses_is_EACCES(make_mount: MakeMount) -> None:  # noqa: N802
+def test_an_image_that_the_server_refuses_is_EACCES(make_mount: MakeMount) -> None:
     mount = make_mount(source=NGINX, refuse={"/secret": 403})
     mount.expect(r"\(EACCES\)")
     assert failure(os.open, mount.image("secret"), os.O_RDONLY) == "EACCES"
     assert "refuses" in queued_failure(mount, "secret")
 
 
-def test_a_server_that_is_down_is_EHOSTUNREACH(make_mount: MakeMount) -> None:  # noqa: N802
+def test_a_server_that_is_down_is_EHOSTUNREACH(make_mount: MakeMount) -> None:
     mount = make_mount(source=NGINX)
     name, _ = mount.origin.new()
     mount.server.stop()
@@ -71,13 +73,13 @@ def test_a_queued_image_waits_out_a_short_outage(make_mount: MakeMount) -> None:
     assert mount.cat(name) == data
 
 
-def test_a_gateway_that_times_out_is_ETIMEDOUT(make_mount: MakeMount) -> None:  # noqa: N802
+def test_a_gateway_that_times_out_is_ETIMEDOUT(make_mount: MakeMount) -> None:
     mount = make_mount(source=NGINX, refuse={"/slow": 504})
     mount.expect(r"\(ETIMEDOUT\)")
     assert failure(os.open, mount.image("slow"), os.O_RDONLY) == "ETIMEDOUT"
 
 
-def test_a_server_that_says_nothing_is_ETIMEDOUT(make_mount: MakeMount) -> None:  # noqa: N802
+def test_a_server_that_says_nothing_is_ETIMEDOUT(make_mount: MakeMount) -> None:
     with misbehaving(Exchange.stall) as server:
         mount = make_mount(source=server.url, program=TIMES_OUT_SOON)
         mount.expect(r"\(ETIMEDOUT\)")
@@ -85,11 +87,10 @@ def test_a_server_that_says_nothing_is_ETIMEDOUT(make_mount: MakeMount) -> None:
         mount.clean_up()
 
 
-@pytest.mark.parametrize("program", [CACHEFS], ids=["cachefs"])
-def test_an_image_larger_than_max_size_is_ENOSPC_and_evicts_nothing(  # noqa: N802
-    make_mount: MakeMount, program: tuple[str, ...]
+def test_an_image_larger_than_max_size_is_ENOSPC_and_evicts_nothing(
+    make_mount: MakeMount,
 ) -> None:
-    mount = make_mount(options=["--max-size", "300000"], program=program)
+    mount = make_mount(options=["--max-size", "300000"])
     mount.expect("ENOSPC", "could not fetch 'huge'")
     kept, _ = mount.origin.new(100_000)
     mount.fetch(kept)
@@ -99,7 +100,7 @@ def test_an_image_larger_than_max_size_is_ENOSPC_and_evicts_nothing(  # noqa: N8
     assert "max_size" in str(mount.record("invalid/huge")["error"])
 
 
-def test_no_room_beside_pinned_images_is_ENOSPC_and_evicts_nothing(make_mount: MakeMount) -> None:  # noqa: N802
+def test_no_room_beside_pinned_images_is_ENOSPC_and_evicts_nothing(make_mount: MakeMount) -> None:
     mount = make_mount(options=["--max-size", "300000"])
     mount.expect("ENOSPC", "could not fetch")
     pinned, other = (mount.origin.new(100_000)[0] for _ in range(2))
@@ -127,9 +128,7 @@ def test_wrong_bytes_of_a_queued_image_go_to_invalid_with_the_reason(
 
 @pytest.mark.parametrize("source", [DIRECTORY, NGINX])
 @pytest.mark.parametrize("size", [1, 100_000, 3_000_000])
-def test_a_reader_of_wrong_bytes_gets_EIO(  # noqa: N802
-    make_mount: MakeMount, source: str, size: int
-) -> None:
+def test_a_reader_of_wrong_bytes_gets_EIO(make_mount: MakeMount, source: str, size: int) -> None:
     mount = make_mount(source=source)
     mount.expect("could not fetch 'wrong'", r"\(EIO\)", "wrong")
     mount.origin.put("wrong", size, digest="0" * 64)

@@ -6,8 +6,8 @@ import stat
 import time
 
 import pytest
-from support.mounted import Mounted
-from support.processes import failure, run
+from support.cachefs_mount import Mounted
+from support.processes import failure, run, wait_for
 
 from .conftest import KINDS
 
@@ -113,6 +113,7 @@ def test_status_counts_hits_and_misses(mount: Mounted) -> None:
     before = mount.status()
     mount.cat(name)
     mount.wait_listed("cached", name)
+    wait_for(lambda: name not in mount.listed("incomplete"), "the fetch to end")
     mount.cat(name)
     after = mount.status()
     assert after["misses"] == before["misses"] + 1  # type: ignore[operator]
@@ -152,12 +153,12 @@ def test_an_uncached_image_has_the_state_absent(mount: Mounted) -> None:
     assert os.getxattr(mount.image(name), "user.cachefs.state") == b"absent"
 
 
-def test_an_attribute_that_images_do_not_have_is_ENODATA(mount: Mounted) -> None:  # noqa: N802 - an errno's name
+def test_an_attribute_that_images_do_not_have_is_ENODATA(mount: Mounted) -> None:
     name, _ = mount.origin.new()
     assert failure(os.getxattr, mount.image(name), "user.other") == "ENODATA"
 
 
-def test_an_unknown_image_is_ENOENT(mount: Mounted) -> None:  # noqa: N802 - an errno's name
+def test_an_unknown_image_is_ENOENT(mount: Mounted) -> None:
     assert failure(os.stat, mount.image("unknown")) == "ENOENT"
     assert "No such file" in run("cat", mount.image("unknown"), check=False).stderr
 

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from support.mounted import NGINX, Mounted
+from support.cachefs_mount import NGINX, Mounted
 from support.processes import failure, run, wait_for
 
 from .conftest import MakeMount
@@ -48,7 +48,7 @@ def test_rm_takes_an_image_out_of_the_queue(frozen: Mounted) -> None:
     assert frozen.listed("cached") == ["q1"]
 
 
-def test_rm_of_what_is_not_queued_is_ENOENT(frozen: Mounted) -> None:  # noqa: N802
+def test_rm_of_what_is_not_queued_is_ENOENT(frozen: Mounted) -> None:
     assert failure(os.unlink, frozen.control / "queue" / "q1") == "ENOENT"
 
 
@@ -119,7 +119,7 @@ def test_what_the_library_queues_is_noticed_within_about_a_second(make_mount: Ma
     wait_for(lambda: name in mount.listed(), "the image to be fetched", timeout=2.5)
 
 
-def test_queueing_what_is_being_fetched_is_EEXIST(slow: Mounted) -> None:  # noqa: N802
+def test_queueing_what_is_being_fetched_is_EEXIST(slow: Mounted) -> None:
     slow.touch("queue/slow")
     slow.wait_listed("incomplete", "slow")
     path = slow.control / "queue" / "slow"

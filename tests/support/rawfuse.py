@@ -90,7 +90,9 @@ class RawServer:
                 self.fail(message, errno.ENOENT)
         elif message.opcode == Opcode.GETATTR:
             mode = stat.S_IFDIR | 0o755 if message.nodeid == 1 else stat.S_IFREG | 0o444
-            self.reply(message, struct.pack("=QII", 300, 0, 0) + attributes(message.nodeid, mode, SIZE))
+            self.reply(
+                message, struct.pack("=QII", 300, 0, 0) + attributes(message.nodeid, mode, SIZE)
+            )
         elif message.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT):
             pass
         elif message.opcode in (Opcode.RELEASE, 25):

@@ -5,13 +5,19 @@ plus 2, so it means the same to every worker. What a file does stands in its nam
 
 - ``img*``: complete; the relay may use passthrough (``backing_fd``)
 - ``here*``: the relay may read it by itself (``read_fd``), no passthrough
+- ``imgq*``, ``hereq*``: and opened by the relay itself, too (``open_here``)
 - ``slow*``: read by pyfuse3 after a pause; anything else: read by pyfuse3
 - ``stuckopen*``, ``stuckread*``, ``stuckattr*``: that request is never answered
 - ``stucklookup*``: looking it up never ends, whether it exists or not
 - ``crash*``: opening it kills the worker
 - ``stats``: JSON with what the filesystem has seen; ``direct*``: opened with FOPEN_DIRECT_IO
 - ``nap*``: a READ of it blocks the whole worker (its event loop) for ever
-- ``later*``: a LOOKUP of it takes a second
+- ``later-one*``: a LOOKUP of it takes a second; ``lateopen*``: an OPEN does
+
+With ``-once`` in the name it happens once only, over all workers.
+
+Writing ``back NAME``, ``unback NAME``, ``unlink NAME``, ``entry NAME`` or ``inode NUMBER`` to
+``stats`` does what it says.
 
 usage: python -m tests.support.smallfs relay|plain|worker SOURCE MOUNTPOINT [--no-passthrough]
 """
@@ -20,7 +26,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import stat
 import sys
 import time
@@ -53,13 +58,37 @@ class Files:
         self.inodes = {name: number + 2 for number, name in enumerate(self.names)}
         self.passthrough = True
         self.here = {i: self.fds[i] for n, i in self.inodes.items() if n.startswith("here")}
+        self.quick = {i for n, i in self.inodes.items() if n.startswith(("imgq", "hereq"))}
         self.images = {i: self.fds[i] for n, i in self.inodes.items() if n.startswith("img")}
+
+    def unlink(self, name: str) -> None:
+        """Drop the file and every descriptor of it, as an eviction does."""
+        inode = self.inodes[name]
+        os.unlink(os.path.join(self.directory, name))
+        self.images.pop(inode, None)
+        os.close(self.fds.pop(inode))
+
+    def first_time(self, name: str) -> bool:
+        """Whether *name* does what it does for the first time, over all workers."""
+        if "-once" not in name:
+            return True
+        try:
+            os.close(os.open(f"{self.directory}/../{name}.done", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
     def backing_fd(self, nodeid: int, fh: int) -> int | None:
         return self.images.get(nodeid)
 
     def read_fd(self, nodeid: int, fh: int) -> int | None:
         return self.here.get(nodeid)
+
+    def open_here(self, nodeid: int, flags: int) -> int | None:
+        return nodeid if nodeid in self.quick else None
+
+    def release_here(self, nodeid: int, fh: int) -> bool:
+        return nodeid in self.quick
 
 
 class SmallFS(pyfuse3.Operations):
@@ -71,6 +100,7 @@ class SmallFS(pyfuse3.Operations):
         self.seen: Counter[str] = Counter()
         self.buffer = memoryview(bytearray(1 << 20))
         self.transport: Any = None
+        self.text = b""
 
     def stats(self) -> bytes:
         transport = self.transport
@@ -83,17 +113,19 @@ class SmallFS(pyfuse3.Operations):
         }
         return json.dumps({**self.seen, **extra}).encode()
 
-    async def getattr(self, inode, ctx=None):
+    async def getattr(self, inode, ctx=None, looking_up=False):
         self.seen["getattr"] += 1
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
         entry.entry_timeout = entry.attr_timeout = 300
+        if inode > 1 and inode != STATS and self.name(inode).startswith("stuckattr"):
+            entry.attr_timeout = 0
         if inode == 1:
             entry.st_mode = stat.S_IFDIR | 0o755
         elif inode == STATS:
             entry.st_mode = stat.S_IFREG | 0o644
         else:
-            if self.name(inode).startswith("stuckattr") and ctx is not None:
+            if self.name(inode).startswith("stuckattr") and not looking_up:
                 await trio.sleep_forever()
             entry.st_mode = stat.S_IFREG | 0o444
             entry.st_size = os.fstat(self.files.fds[inode]).st_size
@@ -108,13 +140,13 @@ class SmallFS(pyfuse3.Operations):
             return await self.getattr(STATS)
         if name.startswith(b"stucklookup"):
             await trio.sleep_forever()
-        if name.startswith(b"later"):
+        if name.startswith(b"later-one"):
             await trio.sleep(1)
         inode = self.files.inodes.get(os.fsdecode(name))
         if inode is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         self.seen["found"] += 1
-        return await self.getattr(inode)
+        return await self.getattr(inode, looking_up=True)
 
     async def forget(self, inode_list):
         for _, count in inode_list:
@@ -138,26 +170,26 @@ class SmallFS(pyfuse3.Operations):
         if inode == STATS:
             return pyfuse3.FileInfo(fh=inode, direct_io=True)
         name = self.name(inode)
-        if name.startswith("stuckopen"):
+        if name.startswith("stuckopen") and self.files.first_time(name):
             await trio.sleep_forever()
         if name.startswith("lateopen"):
             await trio.sleep(1)
         if name.startswith("crash"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return pyfuse3.FileInfo(
-            fh=inode, keep_cache=True, direct_io=name.startswith("direct")
-        )
+            os.abort()
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True, direct_io=name.startswith("direct"))
 
     async def read(self, fh, off, size):
         self.seen["read"] += 1
         if fh == STATS:
-            return self.stats()[off : off + size]
+            if off == 0:
+                self.text = self.stats()
+            return self.text[off : off + size]
         name = self.name(fh)
         if name.startswith("stuckread"):
             await trio.sleep_forever()
         if name.startswith("slow"):
             await trio.sleep(PAUSE)
-        if name.startswith("nap"):
+        if name.startswith("nap") and self.files.first_time(name):
             time.sleep(3600)
         fd = self.files.fds[fh]
         try:
@@ -177,6 +209,14 @@ class SmallFS(pyfuse3.Operations):
             self.transport.invalidate_entry(1, arguments[0])
         elif word == b"pyfuse3-entry":  # blocks the caller in plain pyfuse3
             pyfuse3.invalidate_entry(1, arguments[0])
+        elif word in (b"back", b"unback"):
+            inode = self.files.inodes[os.fsdecode(arguments[0])]
+            if word == b"back":
+                self.files.images[inode] = self.files.fds[inode]
+            else:
+                self.files.images.pop(inode)
+        elif word == b"unlink":
+            self.files.unlink(os.fsdecode(arguments[0]))
         elif word == b"inode":
             self.transport.invalidate_inode(int(arguments[0]))
         return len(buf)

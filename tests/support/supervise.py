@@ -20,10 +20,14 @@ def main() -> int:
     limits = {name: float(value) for name, value in (word.split("=") for word in rest)}
     if "give_up_after" in limits:
         limits["give_up_after"] = int(limits["give_up_after"])
-    info = TransportInfo("relay", True, "") if mode == "relay" else TransportInfo("plain", False, "")
-    worker = "import os, sys; c = os.path.join(sys.argv[1], '..', 'command'); " \
-        "os.path.exists(c) and exec(open(c).read()); sys.argv[1:1] = ['worker']; " \
+    info = (
+        TransportInfo("relay", True, "") if mode == "relay" else TransportInfo("plain", False, "")
+    )
+    worker = (
+        "import os, sys; c = os.path.join(sys.argv[1], '..', 'command'); "
+        "os.path.exists(c) and exec(open(c).read()); sys.argv[1:1] = ['worker']; "
         "from tests.support.smallfs import main; main()"
+    )
     command = [sys.executable, "-c", worker, source, mountpoint]
     supervisor = Supervisor(
         command,

@@ -72,7 +72,7 @@ def test_init_itself_is_resent_before_it_is_answered() -> None:
 def test_forget_is_not_resent() -> None:
     with raw_server() as server:
         with run(server, STAT) as process:
-                assert server.finish(process) == str(SIZE)
+            assert server.finish(process) == str(SIZE)
         server.connection.write(wire.inval_entry(1, b"f"))
         forgotten = server.next(Opcode.FORGET, Opcode.BATCH_FORGET)
         assert forgotten.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET)

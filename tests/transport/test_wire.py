@@ -81,7 +81,9 @@ def test_passthrough_clears_keep_cache_and_nothing_else(fh: int, flags: int) -> 
 
 def test_splice_is_hidden_from_libfuse() -> None:
     flags = InitFlag.SPLICE_READ | InitFlag.SPLICE_WRITE | InitFlag.INIT_EXT | 1
-    message = bytearray(wire.request(Opcode.INIT, 2, 0, struct.pack("=IIIII44x", 7, 45, 0, flags, 5)))
+    message = bytearray(
+        wire.request(Opcode.INIT, 2, 0, struct.pack("=IIIII44x", 7, 45, 0, flags, 5))
+    )
     wire.hide_splice(message)
     assert wire.init_in_flags(message) == InitFlag.INIT_EXT | 1 | 5 << 32
 

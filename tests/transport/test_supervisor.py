@@ -1,0 +1,325 @@
+"""A mount that outlives its workers: kills, stuck workers, upgrades, ends."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cachefs.transport import device as fuse_device
+from tests.support.mounted import ROOT, Mounted, eventually, limited, mounted, result
+
+MIB = 1 << 20
+SUM = "import hashlib; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
+HOLD = """
+f = open(sys.argv[1], 'rb', buffering=0)
+print('open', flush=True)
+for line in sys.stdin:
+    try:
+        print(len(os.pread(f.fileno(), 4096, int(line))), flush=True)
+    except OSError as error:
+        print(errno.errorcode[error.errno], flush=True)
+"""
+
+
+def digest(mount: Mounted, name: str) -> str:
+    return hashlib.sha256((mount.source / name).read_bytes()).hexdigest()
+
+
+def ask(holder: "subprocess.Popen[bytes]", offset: int) -> str:
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    holder.stdin.write(f"{offset}\n".encode())
+    holder.stdin.flush()
+    return limited(holder.stdout.readline).decode().strip()  # type: ignore[union-attr]
+
+
+def hold(mount: Mounted, name: str) -> "subprocess.Popen[bytes]":
+    holder = mount.spawn(HOLD, name)
+    assert holder.stdout is not None
+    assert limited(holder.stdout.readline) == b"open\n"
+    return holder
+
+
+def test_the_supervisor_imports_neither_pyfuse3_nor_trio() -> None:
+    code = "import sys, cachefs.transport.supervisor, cachefs.transport.probe;"
+    code += "sys.exit(bool({'trio', 'pyfuse3'} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20, check=False).returncode
+        == 0
+    )
+
+
+def test_readers_survive_kills_of_the_worker() -> None:
+    files: dict[str, bytes | int] = {"slow": 60 * MIB, "here": 60 * MIB, "img": 60 * MIB}
+    with mounted("supervised-relay", files) as mount:
+        readers = {name: mount.spawn(SUM, name) for name in files}
+        holder = hold(mount, "img")
+        for _ in range(5):
+            pid = mount.kill_worker()
+            mount.new_worker(pid)
+        for name, reader in readers.items():
+            assert result(reader, 60) == digest(mount, name)
+        assert ask(holder, MIB) == "4096"
+
+
+def test_opens_survive_kills_and_nothing_leaks() -> None:
+    """Opens and closes go on while workers are killed at random; counts come out even."""
+    files: dict[str, bytes | int] = {f"img{'q' * (n % 2)}{n}": 64 * 1024 for n in range(10)} | {
+        "plain": 64 * 1024
+    }
+    code = """
+import time
+end = time.monotonic() + 12
+count = 0
+while time.monotonic() < end:
+    for path in sys.argv[1:]:
+        with open(path, 'rb') as f:
+            assert len(f.read()) == 65536
+        count += 1
+print('done', count)
+"""
+    with mounted("supervised-relay", files) as mount:
+        work = [mount.spawn(code, *files) for _ in range(2)]
+        kills = 0
+        while any(process.poll() is None for process in work):
+            time.sleep(0.05)
+            pid = mount.kill_worker()
+            kills += 1
+            mount.new_worker(pid)
+        outcomes = [result(process) for process in work]
+        print(kills, outcomes)
+        assert all(outcome.startswith("done") for outcome in outcomes)
+        assert kills >= 5
+        eventually(lambda: len(mount.stats()["open_nodes"]) == 1)
+        assert mount.stats()["open_nodes"] == {str(1 << 40): 1}
+
+
+def test_the_space_of_unlinked_files_is_back_after_kills_and_the_last_close() -> None:
+    with mounted("supervised-relay", {"img": 50 * MIB}) as mount:
+        holder = hold(mount, "img")
+        inode = os.stat(mount.source / "img").st_ino
+
+        def is_held() -> bool:
+            """Whether some process or the kernel still keeps the file: its blocks are not free."""
+            return free() < before + 45 * MIB
+
+        def free() -> int:
+            os.sync()
+            info = os.statvfs(mount.source)
+            return info.f_bfree * info.f_frsize
+
+        for _ in range(3):
+            pid = mount.kill_worker()
+            mount.new_worker(pid)
+        before = free()
+        mount.command("unlink img")
+        assert inode
+        assert is_held()
+        assert ask(holder, 49 * MIB) == "4096"
+        holder.communicate(timeout=5)
+        eventually(lambda: not is_held(), 10)
+
+
+def test_a_request_of_a_killed_worker_is_answered_by_the_next() -> None:
+    with mounted("supervised-relay", {"lateopen": 10}) as mount:
+        pid = mount.worker()
+        process = mount.spawn("print(open(sys.argv[1], 'rb').read(5).__len__())", "lateopen")
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        assert result(process) == "5"
+
+
+@pytest.mark.parametrize("how", ["stopped", "busy"])
+def test_a_worker_that_stops_answering_is_replaced(how: str) -> None:
+    words = ["beat_timeout=1.5", "beat_interval=0.2"]
+    with mounted("supervised-relay", {"nap-once": MIB, "plain": MIB}, *words) as mount:
+        pid = mount.worker()
+        if how == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+            reader = mount.spawn(SUM, "plain")
+            name = "plain"
+        else:
+            reader = mount.spawn(SUM, "nap-once")
+            name = "nap-once"
+        assert result(reader) == digest(mount, name)
+        assert mount.new_worker(pid)
+        assert "silent" in mount.log.read_text()
+
+
+def test_a_worker_with_a_thread_stuck_in_the_kernel_is_replaced() -> None:
+    """Its notification waits for a lookup that only the next worker answers."""
+    with mounted("supervised-relay", {"later-one": 10}) as mount:
+        control = os.open(mount / "stats", os.O_WRONLY)
+        pid = mount.worker()
+        looker = mount.spawn("print(os.stat(sys.argv[1]).st_size)", "later-one")
+        time.sleep(0.4)
+        os.write(control, b"entry nothing")
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        assert result(looker) == "10"
+        os.close(control)
+        assert mount.worker() != pid
+
+
+def test_an_upgrade_hands_over_without_a_failed_request() -> None:
+    code = """
+import time
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    for path in sys.argv[1:]:
+        with open(path, 'rb') as f:
+            assert len(f.read()) == 65536
+print('done')
+"""
+    files: dict[str, bytes | int] = {"img": 65536, "plain": 65536, "slow": 65536}
+    with mounted("supervised-relay", files) as mount:
+        work = [mount.spawn(code, *files) for _ in range(2)]
+        pids = [mount.worker()]
+        for _ in range(3):
+            mount.server.send_signal(signal.SIGHUP)
+            pids.append(mount.new_worker(pids[-1]))
+        assert [result(process) for process in work] == ["done", "done"]
+        assert len(set(pids)) == 4
+        assert "died" not in mount.log.read_text()
+        assert mount.stats()["info"][0] == "relay"
+
+
+def test_an_upgrade_that_does_not_come_up_changes_nothing() -> None:
+    with mounted("supervised-relay", {"plain": MIB}) as mount:
+        pid = mount.worker()
+        (mount.directory / "command").write_text("raise SystemExit('this version is broken')")
+        mount.server.send_signal(signal.SIGHUP)
+        eventually(lambda: "upgrade failed" in mount.log.read_text())
+        assert mount.worker() == pid
+        (mount.directory / "command").unlink()
+        mount.server.send_signal(signal.SIGHUP)
+        assert mount.new_worker(pid)
+
+
+def test_an_upgrade_waits_for_requests_under_way() -> None:
+    with mounted("supervised-relay", {"lateopen": 10}) as mount:
+        pid = mount.worker()
+        process = mount.spawn("print(len(open(sys.argv[1], 'rb').read()))", "lateopen")
+        time.sleep(0.3)
+        mount.server.send_signal(signal.SIGHUP)
+        assert result(process) == "10"
+        mount.new_worker(pid)
+        assert "killing" not in mount.log.read_text()
+
+
+def test_an_upgrade_resends_what_the_old_worker_cannot_finish() -> None:
+    with mounted("supervised-relay", {"stuckopen-once": 10}, "leave_timeout=1") as mount:
+        pid = mount.worker()
+        process = mount.spawn("print(len(open(sys.argv[1], 'rb').read()))", "stuckopen-once")
+        time.sleep(0.3)
+        mount.server.send_signal(signal.SIGHUP)
+        assert result(process) == "10"
+        assert mount.worker() != pid
+
+
+def test_a_request_that_kills_every_worker_fails_and_the_mount_lives() -> None:
+    with mounted("supervised-relay", {"crash": 10, "plain": MIB}) as mount:
+        process = mount.spawn("open(sys.argv[1])", "crash")
+        assert "Errno 5" in result(process)
+        assert limited((mount / "plain").read_bytes) == (mount.source / "plain").read_bytes()
+
+
+def test_after_many_deaths_it_gives_up_and_says_why() -> None:
+    words = ["give_up_after=4", "longest_pause=0.1"]
+    with mounted("supervised-relay", {"plain": MIB}, *words) as mount:
+        (mount.directory / "command").write_text("raise SystemExit(7)")
+        mount.kill_worker()
+        assert mount.server.wait(10) == 1
+        assert "4 workers died in a row" in mount.log.read_text()
+        assert "exited with status 7" in mount.log.read_text()
+        assert not fuse_device.is_mounted(mount.path)
+
+
+def test_a_first_worker_that_fails_is_not_tried_again(tmp_path: Path) -> None:
+    for name in ("source", "mnt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "command").write_text("raise SystemExit(3)")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.support.supervise",
+            "relay",
+            tmp_path / "source",
+            tmp_path / "mnt",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "exited with status 3" in done.stderr
+    assert not fuse_device.is_mounted(tmp_path / "mnt")
+
+
+@pytest.mark.parametrize("mode", ["supervised-relay", "supervised-plain"])
+def test_unmounting_ends_supervisor_and_worker(mode: str) -> None:
+    with mounted(mode, {"plain": MIB}) as mount:
+        pid = mount.worker()
+        fuse_device.unmount(mount.path)
+        assert mount.server.wait(5) == 0
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_unmounting_while_no_worker_lives_ends_the_supervisor() -> None:
+    words = ["first_pause=3", "longest_pause=30", "settled=1000"]
+    with mounted("supervised-relay", {"plain": MIB}, *words) as mount:
+        (mount.directory / "command").write_text("raise SystemExit(7)")
+        mount.kill_worker()
+        eventually(lambda: "status 7" in mount.log.read_text())
+        fuse_device.unmount(mount.path)
+        assert mount.server.wait(2) == 0
+
+
+@pytest.mark.parametrize("mode", ["supervised-relay", "supervised-plain"])
+def test_sigterm_ends_both_and_unmounts(mode: str) -> None:
+    with mounted(mode, {"plain": MIB}) as mount:
+        pid = mount.worker()
+        mount.server.terminate()
+        assert mount.server.wait(8) == 0
+        assert not Path(f"/proc/{pid}").exists()
+        assert not fuse_device.is_mounted(mount.path)
+
+
+def test_a_passthrough_file_is_read_while_no_worker_lives() -> None:
+    words = ["first_pause=30", "longest_pause=30", "settled=1000"]
+    with mounted("supervised-relay", {"img": MIB}, *words) as mount:
+        holder = hold(mount, "img")
+        (mount.directory / "command").write_text("raise SystemExit(7)")
+        mount.kill_worker()
+        eventually(lambda: "status 7" in mount.log.read_text())
+        assert ask(holder, 4096) == "4096"
+
+
+def test_plain_is_mounted_anew_after_a_kill() -> None:
+    with mounted("supervised-plain", {"plain": MIB}) as mount:
+        pid = mount.kill_worker()
+        mount.new_worker(pid)
+        assert limited((mount / "plain").read_bytes) == (mount.source / "plain").read_bytes()
+
+
+def test_many_readers_survive_a_kill() -> None:
+    files: dict[str, bytes | int] = {"slow": 8 * MIB, "here": 8 * MIB, "img": 8 * MIB}
+    with mounted("supervised-relay", files) as mount:
+
+        def read(name: str) -> bool:
+            return (mount / name).read_bytes() == (mount.source / name).read_bytes()
+
+        with ThreadPoolExecutor(30) as pool:
+            work = [pool.submit(read, name) for name in list(files) * 20]
+            pid = mount.kill_worker()
+            mount.new_worker(pid)
+            assert all(limited(lambda future=future: future.result(), 60) for future in work)
