@@ -70,19 +70,19 @@ class Backing(Protocol):
 class NoBacking:
     """The policy of a filesystem without backing files."""
 
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
+    def backing_fd(self, nodeid: int, fh: int) -> int | None:  # noqa: ARG002 - a protocol
         """None: no passthrough."""
         return None
 
-    def read_fd(self, nodeid: int, fh: int) -> int | None:
+    def read_fd(self, nodeid: int, fh: int) -> int | None:  # noqa: ARG002 - a protocol
         """None: every READ is pyfuse3's."""
         return None
 
-    def open_here(self, nodeid: int, flags: int) -> int | None:
+    def open_here(self, nodeid: int, flags: int) -> int | None:  # noqa: ARG002 - a protocol
         """None: every OPEN is pyfuse3's."""
         return None
 
-    def release_here(self, nodeid: int, fh: int) -> bool:
+    def release_here(self, nodeid: int, fh: int) -> bool:  # noqa: ARG002 - a protocol
         """False: every RELEASE is pyfuse3's."""
         return False
 
@@ -104,8 +104,8 @@ class Transport(Protocol):
         Returns when the filesystem is unmounted, or after :meth:`drain`. Cancelling it abandons the
         requests under way: the next worker gets them again where the transport can resend."""
 
-    async def drain(self, timeout: float) -> bool:
-        """Take no more requests, finish those under way for at most *timeout* seconds, and have
+    async def drain(self, seconds: float) -> bool:
+        """Take no more requests, finish those under way for at most so many *seconds*, and have
         :meth:`serve` return. False if some were left unanswered."""
 
     def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:

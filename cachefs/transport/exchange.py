@@ -34,12 +34,16 @@ from .wire import Opcode
 
 log = logging.getLogger(__name__)
 
-MAX_IO: Final = 1 << 20
-"""Bytes of the largest READ or WRITE that the relay lets the kernel send."""
+MAX_IO: Final = 1 << 18
+"""Bytes of the largest READ or WRITE that the relay lets the kernel send. A message on the socket
+is one allocation, contiguous but for 68 KiB (``unix_dgram_sendmsg``): of 1 MiB it could fail when
+memory is fragmented, and libfuse's answer be lost; it would take a fifth less CPU."""
 MAX_BACKGROUND: Final = 512
 """Readahead requests under way at once; with the kernel's 12, readers that wait for a slow origin
 would keep all others from reading."""
-MESSAGE_MAX: Final = MAX_IO + 4096
+MESSAGE_MAX: Final = (1 << 20) + 8192
+"""Bytes of the largest message of any kind: a notification to store pages may be larger than a
+reply."""
 
 _INTERRUPTIBLE: Final = frozenset(
     {
@@ -119,11 +123,11 @@ class Exchange:
     def request(self, message: memoryview) -> bool:
         """Look at a message from the kernel, amend it in place; whether libfuse is to have it."""
         _, opcode, unique, nodeid, _, _, pid, _, _ = wire.IN_HEADER.unpack_from(message)
-        if opcode in _NO_REPLY:
-            if opcode != _INTERRUPT:
-                return True
+        if opcode == _INTERRUPT:
             self._interrupt(wire.interrupt_target(message))
             return False
+        if opcode in _NO_REPLY:
+            return True
         if self._quarantine and unique & wire.RESEND_BIT and opcode not in _KEPT:
             self._write(wire.error_reply(unique, errno.EIO), unique)
             return False
@@ -135,13 +139,11 @@ class Exchange:
             flags = wire.open_in_flags(message)
             if opcode == _OPEN and self._open_here(unique, nodeid, flags):
                 return False
-        elif opcode == _RELEASE:
-            if self._release_here(unique, nodeid, wire.release_in_fh(message)):
-                return False
+        elif opcode == _RELEASE and self._release_here(unique, nodeid, message):
+            return False
         elif opcode == _INIT:
             self._table.save_init(bytes(message))
-            self._offered = wire.init_in_flags(message)
-            wire.hide_splice(message)
+            self._offer(message)
         self._out[unique] = Pending(opcode, nodeid, pid, flags)
         return True
 
@@ -149,9 +151,12 @@ class Exchange:
         """The kernel's saved INIT, as libfuse is to have it; its answer goes to
         :meth:`amend_init`, not to :meth:`reply`."""
         message = bytearray(self._table.init_request)
+        self._offer(memoryview(message))
+        return bytes(message)
+
+    def _offer(self, message: memoryview) -> None:
         self._offered = wire.init_in_flags(message)
         wire.hide_splice(message)
-        return bytes(message)
 
     def amend_init(self, reply: memoryview) -> None:
         """Amend libfuse's answer to INIT in place."""
@@ -210,9 +215,9 @@ class Exchange:
                 self._write(wire.error_reply(unique, refused), unique)
         return True
 
-    def _release_here(self, unique: int, nodeid: int, fh: int) -> bool:
+    def _release_here(self, unique: int, nodeid: int, message: memoryview) -> bool:
         try:
-            released = self._backing.release_here(nodeid, fh)
+            released = self._backing.release_here(nodeid, wire.release_in_fh(message))
         except Exception:
             log.exception("no release for node %d", nodeid)
             return False

@@ -33,6 +33,7 @@ import errno
 import logging
 import os
 import time
+from contextlib import suppress
 
 from . import wire
 from .base import Backing
@@ -165,10 +166,8 @@ class Opens:
         self._table.drop(nodeid)
 
     def _write(self, reply: memoryview) -> None:
-        try:
+        with suppress(FileNotFoundError):  # nobody waits for it any more
             self._connection.write(reply)
-        except FileNotFoundError:
-            pass  # nobody waits for it any more
 
     def _complain(self, message: str, error: Exception) -> None:
         now = time.monotonic()

@@ -76,12 +76,12 @@ class PlainTransport:
         self._gate.ready()
         task_status.started()
 
-    async def drain(self, timeout: float) -> bool:
+    async def drain(self, seconds: float) -> bool:
         """See :meth:`cachefs.transport.base.Transport.drain`. Handlers under way finish or, after
-        *timeout*, are cancelled; what they should have answered fails with the mount."""
+        *seconds*, are cancelled; what they should have answered fails with the mount."""
         self._draining = True
         pyfuse3.terminate()
-        with trio.move_on_after(timeout) as waiting:
+        with trio.move_on_after(seconds) as waiting:
             await self._done.wait()
         self._scope.cancel()
         return not waiting.cancelled_caught

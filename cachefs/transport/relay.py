@@ -20,6 +20,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final, Protocol
 
 import pyfuse3
@@ -169,12 +170,12 @@ class RelayTransport:
             self._poller.close()
             self._ours.close()
 
-    async def drain(self, timeout: float) -> bool:
+    async def drain(self, seconds: float) -> bool:
         """See :meth:`cachefs.transport.base.Transport.drain`."""
         if not self._draining and not self._poller.closed:
             self._draining = True
             self._poller.unregister(self._device)
-        with trio.move_on_after(timeout):
+        with trio.move_on_after(seconds):
             while not self._exchange.idle:
                 self._idle = trio.Event()
                 await self._idle.wait()
@@ -227,10 +228,8 @@ class RelayTransport:
         again = self._table.workers > 0
         self._table.workers += 1
         if replayed and not self._table.init_answered:
-            try:
+            with suppress(FileNotFoundError):  # the kernel has the last worker's
                 self._connection.write(replayed)
-            except FileNotFoundError:
-                pass  # the kernel has the last worker's
             self._table.init_answered = True
         if again:
             self._opens.recover()
@@ -264,15 +263,11 @@ class RelayTransport:
                 busy = True
                 if exchange.request(view[:n]):
                     await self._pass_on(view[:n])
-            while True:
-                try:
-                    n = ours.recv_into(buffer)
-                except BlockingIOError:
-                    break
-                if not n:
-                    return
+            while (n := _receive(ours, buffer)) > 0:
                 busy = True
                 exchange.reply(view[:n])
+            if n == 0:
+                return
             if busy:
                 patience = _PATIENCE
                 self._after_work()
@@ -348,6 +343,14 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
         end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER)
         end.setblocking(False)
     return ends
+
+
+def _receive(sock: socket.socket, buffer: bytearray) -> int:
+    """The length of the next message; -1 for none now, 0 when the other end is closed."""
+    try:
+        return sock.recv_into(buffer)
+    except BlockingIOError:
+        return -1
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,4 +1,4 @@
-"""The small parent that holds ``/dev/fuse`` and replaces its workers.
+r"""The small parent that holds ``/dev/fuse`` and replaces its workers.
 
 Owns the mount, the descriptors that outlive a worker (the device; the table of :mod:`.table`), the
 worker processes and the clock by which they are judged. Imports neither pyfuse3 nor trio, reads no
@@ -7,7 +7,7 @@ message and answers none: there is little here to go wrong.
 A worker's life::
 
     started --(standby)--> waiting --GO--> serving --DRAIN--> leaving --> gone
-       \\______________________________________/  \\__ dies, or is silent and killed __/
+       \______________________________________/  \__ dies, or is silent and killed __/
 
 - **Dies** (any exit that was not announced): the next is started after a pause that grows with the
   deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
@@ -315,9 +315,12 @@ class Supervisor:
             return  # one that is still starting reports, or dies and comes here
         if self.info.mode == "plain":
             fuse_device.unmount(self._mountpoint)
-        if worker.leave_by is not None:  # a plain upgrade
+        if worker.leave_by is not None:  # it left to be replaced, as we asked it to
             self._start_at = now
-            return
+        else:
+            self._on_death(worker, how, now)
+
+    def _on_death(self, worker: _Worker, how: str, now: float) -> None:
         alive_until = worker.heard if worker.silent else now
         if worker.ready_at is not None and alive_until - worker.ready_at >= self._limits.settled:
             self._deaths = self._crashes = 0

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -39,7 +40,8 @@ class Begin(Protocol):
     """What a filesystem does when its turn has come: see
     :meth:`cachefs.transport.relay.Gate.take_over`."""
 
-    async def __call__(self, open_nodes: Mapping[int, int], *, first: bool) -> None: ...
+    async def __call__(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """See there."""
 
 
 async def _nothing(open_nodes: Mapping[int, int], *, first: bool) -> None:
@@ -47,7 +49,7 @@ async def _nothing(open_nodes: Mapping[int, int], *, first: bool) -> None:
 
 
 class _Drains(Protocol):
-    async def drain(self, timeout: float) -> bool: ...
+    async def drain(self, seconds: float) -> bool: ...
 
 
 class Attachment:
@@ -158,7 +160,6 @@ class Attachment:
             await trio.sleep(self.inheritance.beat_interval)
 
     def _tell(self, word: bytes) -> None:
-        try:
+        # A supervisor that does not listen learns nothing from one more word.
+        with suppress(BlockingIOError, ConnectionError):
             self._control.send(word)
-        except (BlockingIOError, ConnectionError):
-            pass  # a supervisor that does not listen learns nothing from one more word

@@ -11,7 +11,7 @@ import trio
 
 from cachefs.cache import Store
 from cachefs.drivers import Entry
-from cachefs.errors import ImageExistsError, ImageNotFoundError, StaleError
+from cachefs.errors import ImageExistsError, ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
@@ -59,6 +59,8 @@ class CachedNode(Node):
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        if writing:
+            raise ReadOnlyError("images are read-only")
         return self._images.open_cached(self.entry)
 
     def xattrs(self) -> dict[str, bytes]:
@@ -95,6 +97,8 @@ class LazyNode(Node):
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        if writing:
+            raise ReadOnlyError("images are read-only")
         return await self.images.open_lazy(self, caller)
 
     def xattrs(self) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,9 @@ def main() -> int:
     ]
     if not chosen:
         _parser().error(f"no subject is called so; there are: {' '.join(SUBJECTS)}")
+    # Told to end, or left by its terminal, it takes its mounts and files with it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     rows: list[Row] = []
     print(HEAD)
     with (

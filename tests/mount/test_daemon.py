@@ -92,6 +92,18 @@ def test_a_signal_ends_the_daemon_cleanly(
     assert mount.record(f"cached/{name}")["hits"] == 1
 
 
+def test_a_signal_at_the_very_moment_of_mounting_leaves_nothing_mounted(
+    make_mount: MakeMount,
+) -> None:
+    mount = make_mount(running=False)
+    for _ in range(5):
+        with mount.start_tool(*mount.command, "--foreground") as daemon:
+            wait_for(lambda: device.is_mounted(mount.mountpoint), "the mount")
+            daemon.process.send_signal(signal.SIGTERM)
+            assert daemon.wait() == 0
+        assert not device.is_mounted(mount.mountpoint)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_foreground_process_with_status_0(
     make_mount: MakeMount, number: signal.Signals

@@ -188,16 +188,18 @@ def test_a_short_outage_while_reading_is_not_noticed(slow: Mounted) -> None:
     assert copy.read_bytes() == original(slow, "slow")
 
 
-def test_an_image_that_changes_while_it_is_fetched_is_EIO(slow: Mounted) -> None:
-    slow.expect("slow", r"\(EIO\)")
-    with slow.start_tool("cat", slow.image("slow")) as reader:
-        slow.wait_listed("incomplete", "slow")
-        wait_for(lambda: slow.record("incomplete/slow")["progress"], "some progress")
-        slow.origin.put("slow", LONG)
-        slow.server.stop()
-        slow.server.start()
-        assert reader.wait(30) == 1
-    assert slow.listed() == []
+def test_an_image_that_changes_while_it_is_fetched_is_EIO(make_mount: MakeMount) -> None:
+    mount = make_mount(source=NGINX, limit_rate="500k")
+    mount.expect("slow", r"\(EIO\)")
+    mount.origin.put("slow", 8 * MIB)
+    with mount.start_tool("cat", mount.image("slow")) as reader:
+        mount.wait_listed("incomplete", "slow")
+        wait_for(lambda: mount.record("incomplete/slow")["progress"], "some progress")
+        mount.origin.put("slow", 8 * MIB)
+        mount.server.stop()
+        mount.server.start()
+        assert reader.wait(20) == 1
+    assert mount.listed() == []
 
 
 def test_with_on_miss_enoent_an_image_that_is_being_fetched_does_not_exist_yet(

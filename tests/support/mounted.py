@@ -1,3 +1,5 @@
+# ruff: noqa: T201, BLE001
+# Its output is its interface; pyfuse3 and the protocols have the types.
 """Test mounts: served by child processes, with limits on everything, cleaned up whatever happens.
 
 The process of the test may use the mount, since it does not serve it; what could hang goes through

@@ -114,7 +114,8 @@ class RawServer:
     def finish(self, process: subprocess.Popen[str], *, until: Opcode | None = None) -> str:
         """Let a process of :func:`run` end (or come as far as *until*), answering what it asks;
         what it printed."""
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with suppress(BrokenPipeError):
             process.stdin.write("\n")
             process.stdin.flush()
@@ -174,7 +175,7 @@ def raw_server(*, init: bool = True) -> Iterator[RawServer]:
         yield server
     finally:
         server.close()
-        os.rmdir(directory)
+        Path(directory).rmdir()
 
 
 @contextmanager

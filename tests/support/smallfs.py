@@ -1,3 +1,5 @@
+# ruff: noqa: ANN001, ANN201, PTH108, PTH118, PTH208, T201, ASYNC251
+# Its output is its interface; pyfuse3 and the protocols have the types.
 """A small filesystem to test transports with, and the program that serves it.
 
 The mount shows the files of one directory. A file's inode number is its place in the sorted listing
@@ -40,6 +42,7 @@ from cachefs.transport.base import MountOptions, TransportInfo
 from cachefs.transport.plain import PlainTransport
 from cachefs.transport.relay import RelayTransport
 from cachefs.transport.table import OpenTable
+from cachefs.transport.worker import Attachment
 
 STATS = 1 << 40
 PAUSE = 0.001
@@ -262,8 +265,6 @@ def main() -> None:
             backing=files,
         )
     else:
-        from cachefs.transport.worker import Attachment
-
         attachment = Attachment.from_environment()
         assert attachment is not None
         transport = attachment.open_transport(files)

@@ -1,3 +1,5 @@
+# ruff: noqa: T201
+# Its output is its interface; pyfuse3 and the protocols have the types.
 """Serve smallfs under a supervisor: the parent process of a test mount that outlives its workers.
 
 usage: python -m tests.support.supervise relay|plain SOURCE MOUNTPOINT [LIMIT=SECONDS]...

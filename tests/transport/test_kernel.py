@@ -208,4 +208,4 @@ def test_a_short_answer_to_read_is_the_end_of_the_file() -> None:
         read = server.next(Opcode.OPEN)
         server.reply(read, open_out())
         server.reply(server.next(Opcode.READ), b"x" * 100)
-        print(server.finish(process))
+        assert server.finish(process).splitlines()[0] == "100"

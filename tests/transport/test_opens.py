@@ -155,6 +155,9 @@ def play(script: list[tuple[str, int]], kill_at: list[tuple[int, bool]]) -> tupl
             survive(worker.opens.recover)
             kernel.resend()
 
+    def answer(number: int, what: str, node: int) -> None:
+        worker.answer(number, what, node)
+
     for what, node in script:
         unique += 2
         if what == "release":
@@ -162,7 +165,7 @@ def play(script: list[tuple[str, int]], kill_at: list[tuple[int, bool]]) -> tupl
         kernel.awaited[unique] = (what, node)
         while kernel.awaited:
             ((number, _),) = kernel.awaited.items()
-            survive(partial(lambda *request: worker.answer(*request), number, what, node))
+            survive(partial(answer, number, what, node))
         counted = {n: slot.opens for n, slot in worker.table.nodes().items()}
         assert counted == {n: len(held) for n, held in kernel.handles.items() if held}
     worker.close()

@@ -259,13 +259,13 @@ def test_the_probe_says_that_plain_was_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_probe_finds_that_a_stacked_filesystem_backs_nothing(tmp_path: Path) -> None:
-    with overlay(tmp_path) as merged:
+    with Overlay(tmp_path) as merged:
         info = probe(merged)
     assert (info.mode, info.passthrough) == ("relay", False)
     assert "stacked" in info.why
 
 
-class overlay:
+class Overlay:
     """An overlayfs on *directory*."""
 
     def __init__(self, directory: Path) -> None:
@@ -303,6 +303,5 @@ def test_an_ordinary_user_is_told_why_it_is_plain(tmp_path: Path) -> None:
         cwd=ROOT,
         check=False,
     )
-    print(done.stderr)
     assert done.stdout.startswith("plain ")
     assert len(done.stdout) > 10

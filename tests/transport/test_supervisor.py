@@ -93,7 +93,6 @@ print('done', count)
             kills += 1
             mount.new_worker(pid)
         outcomes = [result(process) for process in work]
-        print(kills, outcomes)
         assert all(outcome.startswith("done") for outcome in outcomes)
         assert kills >= 5
         eventually(lambda: len(mount.stats()["open_nodes"]) == 1)
@@ -103,7 +102,7 @@ print('done', count)
 def test_the_space_of_unlinked_files_is_back_after_kills_and_the_last_close() -> None:
     with mounted("supervised-relay", {"img": 50 * MIB}) as mount:
         holder = hold(mount, "img")
-        inode = os.stat(mount.source / "img").st_ino
+        inode = (mount.source / "img").stat().st_ino
 
         def is_held() -> bool:
             """Whether some process or the kernel still keeps the file: its blocks are not free."""
