@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from cachefs.errors import InvalidValueError
@@ -31,6 +31,7 @@ _SECONDS_IN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 DRIVERS = ("sqlite", "xattr")
 ON_MISS = ("fetch", "enoent")
 ON_LAST_CLOSE = ("keep", "cancel")
+TRANSPORTS = ("auto", "relay", "plain")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -165,6 +166,7 @@ class Config:
     bandwidth: int | None = None
     prefetch_bandwidth: int | None = None
     on_last_close: str = "keep"
+    transport: Literal["auto", "relay", "plain"] = "auto"
     log_file: Path | None = None
     log_level: str = "info"
 
@@ -315,6 +317,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[object], object]]] = {
         lambda value: parse_rate(_number_or_text(value)),
     ),
     "on-last-close": ("on_last_close", _one_of(ON_LAST_CLOSE)),
+    "transport": ("transport", _one_of(TRANSPORTS)),
     "log-file": ("log_file", _text),
     "log-level": ("log_level", _one_of(LOG_LEVELS)),
 }

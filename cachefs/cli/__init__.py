@@ -13,6 +13,7 @@ from cachefs.cli.images import pin, queue, rm, unpin
 from cachefs.cli.listing import ls, status
 from cachefs.cli.mounting import mount, umount
 from cachefs.cli.output import complain, error_text
+from cachefs.cli.upgrade import upgrade
 from cachefs.cli.upkeep import clean, prune
 from cachefs.errors import CacheFSError
 
@@ -41,7 +42,7 @@ def main() -> None:
     """A bounded, verified, node-local cache of large immutable images behind a plain directory."""
 
 
-for _command in (mount, umount, ls, status, queue, rm, pin, unpin, prune, clean):
+for _command in (mount, umount, ls, status, queue, rm, pin, unpin, prune, clean, upgrade):
     main.add_command(_command)
 
 __all__ = ["main"]

@@ -12,6 +12,7 @@ from cachefs.config import (
     LOG_LEVELS,
     ON_LAST_CLOSE,
     ON_MISS,
+    TRANSPORTS,
     Config,
     absolute_source,
     default_cache_dir,
@@ -97,6 +98,12 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     "--on-last-close",
     type=click.Choice(ON_LAST_CLOSE),
     help="Go on with a fetch that nobody reads any more, or cancel it. Default keep.",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    help="The kernel side: the relay (native reads, a mount that outlives its daemon), plain "
+    "pyfuse3, or what works here. Default auto.",
 )
 @click.option("--control-group", metavar="GROUP", help="Who else may write to control/.")
 @click.option("-o", "--options", metavar="OPTS", multiple=True, help="Options as of mount -o.")

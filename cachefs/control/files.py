@@ -92,7 +92,7 @@ class OpenText(OpenFile):
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         if self._declared.show is None:
             raise NotPermittedError(f"{self._declared.name} is write-only")
-        if offset == 0:
+        if offset == 0 or not self._shown:  # or begun through an earlier daemon
             text = await trio.to_thread.run_sync(self._declared.show, self._operator)
             self._shown = text.encode()
         return self._shown[offset : offset + size]

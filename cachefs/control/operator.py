@@ -23,12 +23,13 @@ from cachefs.vfs.images import Images
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The process that answers requests: *started* in seconds, *restarts* since the mount was
-    made."""
+    """The process that answers requests: *started* in seconds, *restarts* since the mount was made;
+    *supervisor* is the process that holds the mount and replaces this one."""
 
     pid: int
     started: float
     restarts: int = 0
+    supervisor: int = 0
 
 
 @dataclass(frozen=True, slots=True)

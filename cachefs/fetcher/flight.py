@@ -90,6 +90,7 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
+        self._recorded = False
         self._verified = image.digest is None
         self._readers = 0
         self._ahead = False
@@ -124,7 +125,7 @@ class Flight:
 
     def count_hit(self) -> None:
         """Somebody has opened the image; recorded when it is published."""
-        if self.state is FlightState.PUBLISHED:
+        if self._recorded:
             self._store.hit(self.image.image_id)
         else:
             self.opens += 1
@@ -265,6 +266,7 @@ class Flight:
             share(self.fd)  # readers hold it from here on as they would a cached image
         for _ in range(self.opens - counted):  # opened while the commit ran
             self._store.hit(self.image.image_id)
+        self._recorded = True  # nothing is awaited in between: no hit is lost
         return entry
 
     async def _hash(self, hasher: Hasher) -> None:

@@ -1,13 +1,13 @@
 """Open files and directories by the numbers that the kernel knows them by.
 
 The numbers may outlive this process (see :mod:`cachefs.transport`): an image's is its inode's, so
-that its open file can be taken up by the next one; a directory's has the directory's inode number
-in it, so that the next one can list it anew. What else was open before is stale."""
+that its open file can be taken up by the next one; a fixed file's or directory's has its inode
+number in it, so that the next one can open it anew. A record's is stale then."""
 
 from dataclasses import dataclass
 
 from cachefs.errors import StaleError
-from cachefs.vfs.inodes import Room, Serials, join
+from cachefs.vfs.inodes import Room, Serials, join, split
 from cachefs.vfs.nodes import Listing, OpenFile
 
 _INODE_BITS = 16
@@ -32,18 +32,20 @@ class Handles:
     def __len__(self) -> int:
         return len(self._files) + len(self._listings)
 
-    def add(self, file: OpenFile, opens: int = 1) -> int:
-        """Count *opens* opens of *file*; its number."""
-        number = file.handle or self._serials.next()
+    def add(self, file: OpenFile, inode: int, opens: int = 1) -> int:
+        """Count *opens* opens of the file *inode*; the number it is known by."""
+        number = file.handle or self._number(inode)
         self._files.setdefault(number, _Open(file)).opens += opens
         return number
 
-    def file(self, number: int) -> OpenFile:
-        """The open file of a number. Raises StaleError."""
-        try:
-            return self._files[number].file
-        except KeyError:
-            raise StaleError("this file was opened through an earlier daemon") from None
+    def resume(self, number: int, file: OpenFile) -> None:
+        """Go on with an open that was made through an earlier daemon."""
+        self._files.setdefault(number, _Open(file)).opens += 1
+
+    def file(self, number: int) -> OpenFile | None:
+        """The open file of a number; None where it was opened through an earlier daemon."""
+        opened = self._files.get(number)
+        return opened.file if opened else None
 
     def release(self, number: int) -> None:
         """One open less; the last closes the file."""
@@ -57,8 +59,7 @@ class Handles:
 
     def add_listing(self, inode: int, listing: Listing) -> int:
         """Remember the open directory *inode*; its number."""
-        stamp = self._serials.next() & ((1 << _STAMP_BITS) - 1)
-        number = join(Room.HANDLE, stamp << _INODE_BITS | inode)
+        number = self._number(inode)
         self._listings[number] = listing
         return number
 
@@ -80,7 +81,17 @@ class Handles:
             self._files.popitem()[1].file.close()
         self._listings.clear()
 
+    def _number(self, inode: int) -> int:
+        serial = self._serials.next()
+        if inode >> _INODE_BITS:
+            return serial
+        stamp = serial & ((1 << _STAMP_BITS) - 1)
+        return join(Room.HANDLE, stamp << _INODE_BITS | inode)
 
-def directory_of(number: int) -> int:
-    """The inode number of the directory whose listing has this number."""
-    return number & ((1 << _INODE_BITS) - 1)
+
+def inode_of(number: int) -> int:
+    """The inode number in a handle's number. Raises StaleError where there is none."""
+    room, rest = split(number)
+    if room != Room.HANDLE:
+        raise StaleError("this was opened through an earlier daemon")
+    return rest & ((1 << _INODE_BITS) - 1)

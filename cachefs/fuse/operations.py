@@ -26,10 +26,10 @@ from pyfuse3 import (
 
 from cachefs.errors import NotPermittedError, ReadOnlyError
 from cachefs.fuse.boundary import answers
-from cachefs.fuse.handles import Handles, directory_of
+from cachefs.fuse.handles import Handles, inode_of
 from cachefs.image import MAX_ID_BYTES
 from cachefs.vfs.inodes import Serials
-from cachefs.vfs.nodes import Attributes, Caller, Directory, Space
+from cachefs.vfs.nodes import NOBODY, Attributes, Caller, Directory, OpenFile, Space
 from cachefs.vfs.tree import Tree
 
 PAGE = 256
@@ -80,8 +80,9 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         node, file = await self._directory(parent_inode).create(name, _caller(ctx))
-        info = FileInfo(fh=FileHandleT(self.handles.add(file)), direct_io=file.direct)
-        return info, self._entry(node.attributes())
+        attributes = node.attributes()
+        number = FileHandleT(self.handles.add(file, attributes.inode))
+        return FileInfo(fh=number, direct_io=file.direct), self._entry(attributes)
 
     @answers
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -138,17 +139,19 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         writing = bool(flags & _WRITING)
         file = await self._tree.node(inode).open(_caller(ctx), writing=writing)
-        number = FileHandleT(self.handles.add(file))
+        number = FileHandleT(self.handles.add(file, inode))
         return FileInfo(fh=number, direct_io=file.direct, keep_cache=not file.direct)
 
     @answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         # pyfuse3 takes any buffer, and replies before anything else runs: see vfs.reader
-        return await self.handles.file(fh).read(off, size)  # type: ignore[return-value]
+        file = self.handles.file(fh) or await self._resumed(fh)
+        return await file.read(off, size)  # type: ignore[return-value]
 
     @answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self.handles.file(fh).write(off, buf)
+        file = self.handles.file(fh) or await self._resumed(fh)
+        return await file.write(off, buf)
 
     @answers
     async def release(self, fh: FileHandleT) -> None:
@@ -165,7 +168,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         listing = self.handles.listing(fh)
         if listing is None:
-            listing = await self._directory(directory_of(fh)).open_listing()
+            listing = await self._directory(inode_of(fh)).open_listing()
             self.handles.resume_listing(fh, listing)
         position = start_id
         while page := listing.page(position, PAGE):
@@ -245,6 +248,12 @@ class Operations(pyfuse3.Operations):
         if self._tree.is_image(inode):
             raise ReadOnlyError("images are read-only")
         raise NotPermittedError("control files cannot be changed in this way")
+
+    async def _resumed(self, number: int) -> OpenFile:
+        """A file that was opened through an earlier daemon, opened anew. Raises StaleError."""
+        file = await self._tree.node(inode_of(number)).open(NOBODY, writing=True)
+        self.handles.resume(number, file)
+        return file
 
     def _directory(self, inode: int) -> Directory:
         node = self._tree.node(inode)

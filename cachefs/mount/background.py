@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -13,30 +12,34 @@ log = logging.getLogger(__name__)
 _READY = b"\0"
 
 
-def in_background(serve: Callable[[Callable[[], None]], None]) -> int:
-    """Run ``serve(ready)`` in a new session, without a terminal; its pid, once it has called
+def in_background(serve: Callable[[Callable[[], None]], int]) -> None:
+    """Run ``serve(ready)`` in a new session, without a terminal; returns once it has called
     *ready*.
 
-    Raises MountError with what *serve* raised before that. No thread may run when this is called: a
-    fork copies none, but their locks.
-    """
+    Raises MountError with what *serve* raised before that, or with the last line that it, or a
+    child of its, has written to stderr. No thread may run when this is called: a fork copies their
+    locks."""
     reading, writing = os.pipe()
     pid = os.fork()
-    if pid:
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            answer = pipe.read()
-        if answer == _READY:
-            return pid
+    if pid == 0:
+        os.close(reading)
+        _live(serve, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    if answer != _READY:
         os.waitpid(pid, 0)
-        raise MountError(answer.decode() or "the daemon died before the mount answered")
-    os.close(reading)
-    return _child(serve, writing)
+        raise MountError(answer.decode(errors="replace") or "it ended before the mount answered")
 
 
-def _child(serve: Callable[[Callable[[], None]], None], writing: int) -> NoReturn:
-    """The daemon's whole life; never returns."""
-    status = 1
+def _live(serve: Callable[[Callable[[], None]], int], writing: int) -> NoReturn:
+    """The daemon's whole life."""
+    os.set_inheritable(writing, False)
+    os.setsid()
+    os.chdir("/")
+    null, said = os.open(os.devnull, os.O_RDWR), os.memfd_create("stderr")
+    for fd, target in ((null, 0), (null, 1), (said, 2)):
+        os.dup2(fd, target)
     told = False
 
     def tell(answer: bytes) -> None:
@@ -46,26 +49,25 @@ def _child(serve: Callable[[Callable[[], None]], None], writing: int) -> NoRetur
             os.write(writing, answer)
             os.close(writing)
 
+    def ready() -> None:
+        os.dup2(null, 2)
+        tell(_READY)
+
+    status = 1
     try:
-        os.setsid()
-        os.chdir("/")
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1):
-            os.dup2(null, fd)
-
-        def ready() -> None:
-            os.dup2(null, 2)  # until here libfuse may have to say on stderr why it cannot mount
-            tell(_READY)
-
-        serve(ready)
-        status = 0
+        status = serve(ready)
+        tell(_last_line(said))
     except CacheFSError as error:
         log.error("%s", error)
         tell(str(error).encode())
     except BaseException as error:
-        log.exception("the daemon ended by an error")
+        log.exception("ended by an error")
         tell(f"{type(error).__name__}: {error}".encode())
     finally:
-        sys.stdout.flush()
         logging.shutdown()
         os._exit(status)
+
+
+def _last_line(fd: int) -> bytes:
+    lines = os.pread(fd, 2**16, 0).strip().splitlines()
+    return lines[-1].removeprefix(b"cachefs: ") if lines else b""

@@ -8,8 +8,6 @@ from cachefs.config import Config
 
 _SYSLOG = Path("/dev/log")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_KEPT = 10 * 2**20
-"""Bytes of a log file before it is renamed to ``.1``."""
 
 
 def log_to(config: Config) -> None:
@@ -30,9 +28,7 @@ def log_to(config: Config) -> None:
     else:
         private = config.cache_dir / ".cachefs"
         private.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            private / "log", maxBytes=_KEPT, backupCount=1
-        )
+        handler = logging.handlers.WatchedFileHandler(private / "log")
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
     root.addHandler(handler)

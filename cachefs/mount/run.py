@@ -1,20 +1,26 @@
-"""``cachefs mount`` from the checks to the exit status: in the foreground, or in a process of its
-own."""
+"""``cachefs mount`` from the checks to the exit status; in the background it is the supervisor that
+stays.
+
+Imports neither pyfuse3 nor trio: those are the worker's (:mod:`cachefs.mount.worker`), a process of
+its own that may die, or be replaced by a newer one, while the mount stays."""
 
 import functools
-import logging
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
-import trio
-
+from cachefs.cache.layout import Layout
+from cachefs.cache.lock import own
 from cachefs.config import Config
-from cachefs.errors import CacheFSError, MountError
+from cachefs.errors import MountError
 from cachefs.mount.background import in_background
 from cachefs.mount.checks import check
-from cachefs.mount.daemon import serve
+from cachefs.mount.handoff import to_text
 from cachefs.mount.logs import log_to
-
-log = logging.getLogger(__name__)
+from cachefs.transport.base import MountOptions, TransportInfo
+from cachefs.transport.probe import UnavailableError, probe
+from cachefs.transport.supervisor import Supervisor
 
 
 def run(config: Config) -> int:
@@ -22,30 +28,66 @@ def run(config: Config) -> int:
     soon as the mount answers. Raises :class:`~cachefs.errors.CacheFSError` when it cannot be
     mounted."""
     check(config)
+    layout = _layout(config)
     try:
         log_to(config)  # before the fork, while what goes wrong can still be said plainly
     except OSError as error:
         raise MountError(f"cannot write the log: {error}") from error
+    try:
+        info = probe(layout.base, config.transport)
+    except UnavailableError as error:
+        raise MountError(f"the relay cannot run here: {error}") from error
     if config.foreground:
-        _serve(config, lambda: None)
-    else:
-        in_background(functools.partial(_serve, config))
+        return _supervise(config, layout, info, lambda: None)
+    in_background(functools.partial(_supervise, config, layout, info))
     return 0
 
 
-def _serve(config: Config, ready: Callable[[], None]) -> None:
+def _layout(config: Config) -> Layout:
+    layout = Layout(config.cache_dir)
     try:
-        trio.run(serve, config, ready, strict_exception_groups=True)
-    except* CacheFSError as group:
-        raise _first(group) from None
-    except* OSError as group:
-        error = _first(group)
-        raise MountError(f"cannot mount {config.mountpoint}: {error}") from error
+        layout.create()
+    except OSError as error:
+        raise MountError(f"cache directory {config.cache_dir}: {error.strerror}") from error
+    return layout
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error that is no group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _supervise(
+    config: Config, layout: Layout, info: TransportInfo, ready: Callable[[], None]
+) -> int:
+    """Hold the mount until it is unmounted; the exit status. The worker has said why it failed."""
+    claim = _claim(layout.private_dir)
+    try:
+        supervisor = Supervisor(
+            [sys.executable, "-m", "cachefs.mount.worker", to_text(config)],
+            str(config.mountpoint),
+            info,
+            mount_options(config),
+            on_ready=ready,
+        )
+        return supervisor.run()
+    except OSError as error:
+        raise MountError(f"cannot mount {config.mountpoint}: {error.strerror}") from error
+    finally:
+        os.close(claim)
+
+
+def mount_options(config: Config) -> MountOptions:
+    """How to mount: everybody may read what root mounts, and only the owner what another user does,
+    unless ``-o allow_other`` says otherwise (which fuse.conf must permit)."""
+    extra = set(config.options) - {"allow_other", "default_permissions"}
+    return MountOptions(
+        allow_other=os.getuid() == 0 or "allow_other" in config.options,
+        extra=tuple(sorted(extra)),
+    )
+
+
+def _claim(private: Path) -> int:
+    """The descriptor that makes this the only mount of the cache directory."""
+    fd = os.open(private / "daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        own(fd)
+    except BlockingIOError:
+        os.close(fd)
+        raise MountError(f"another mount is using the cache directory {private.parent}") from None
+    return fd

@@ -146,9 +146,10 @@ def mount_device(mountpoint: str | os.PathLike[str]) -> str | None:
 
 def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
     """Whether a mount is there whose daemon is gone: any access is ENOTCONN. A living daemon has to
-    answer the ``stat``, so never call it in the process that serves the mount."""
+    answer, so never call it in the process that serves the mount. (Not stat(2): the root's
+    attributes are the kernel's for a while yet.)"""
     try:
-        Path(mountpoint).stat()
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False

@@ -47,6 +47,7 @@ class PlainTransport:
         """See :meth:`cachefs.transport.base.Transport.serve`. Mounts; where libfuse cannot, raises
         :class:`cachefs.transport.device.MountError` (libfuse has written why to standard error)."""
         await self._gate.wait_turn()
+        await self._gate.take_over({}, first=True)
         try:
             pyfuse3.init(operations, self._mountpoint, self._words())
         except RuntimeError as error:

@@ -19,6 +19,7 @@ import os
 import select
 import socket
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -56,6 +57,10 @@ class Gate(Protocol):
     async def wait_turn(self) -> None:
         """Return once no other worker reads the device."""
 
+    async def take_over(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """Our turn has come, and no request is answered before this returns. *open_nodes* are the
+        nodes that earlier workers left open, and how often; *first* says that there were none."""
+
     def ready(self) -> None:
         """This worker answers requests now."""
 
@@ -68,6 +73,9 @@ class OpenGate:
 
     async def wait_turn(self) -> None:
         """It is always our turn."""
+
+    async def take_over(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """There is nothing to take over."""
 
     def ready(self) -> None:
         """Nobody asked."""
@@ -138,7 +146,9 @@ class RelayTransport:
                 nursery.start_soon(self._run_pyfuse3)
                 replayed = await self._replay_init() if self._table.init_request else b""
                 await self._gate.wait_turn()
+                first = self._table.workers == 0
                 self._take_over(replayed)
+                await self._gate.take_over(self.open_nodes, first=first)
                 self._poller.register(self._ours, select.EPOLLIN)
                 self._poller.register(self._device, select.EPOLLIN)
                 nursery.start_soon(self._pump)

@@ -101,6 +101,7 @@ class InitFlag(IntFlag):
     SPLICE_MOVE = 1 << 8
     SPLICE_READ = 1 << 9
     WRITEBACK_CACHE = 1 << 16
+    PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
@@ -289,7 +290,9 @@ def amend_init(
 
     Adds HAS_RESEND, and PASSTHROUGH with a stack depth of 1 where *passthrough*, as far as the
     kernel *offered* them (64 bits); lowers the largest request to *max_io* bytes; lets *background*
-    requests (readahead) be under way at once, where the kernel's own limit would be 12. An answer
+    requests (readahead) be under way at once, where the kernel's own limit would be 12; and has
+    PARALLEL_DIROPS, without which one lookup that waits for an origin keeps all others in its
+    directory waiting (``fuse_lock_inode``), and which libfuse does not ask for. An answer
     too short to have the fields (no libfuse 3 sends one) stays as it is.
     """
     if len(reply) < OUT_HEADER_SIZE + _INIT_OUT.size:
@@ -302,6 +305,7 @@ def amend_init(
         if passthrough and offered & InitFlag.PASSTHROUGH and not flags & InitFlag.WRITEBACK_CACHE:
             flags |= InitFlag.PASSTHROUGH
             fields[11] = 1
+    flags |= offered & InitFlag.PARALLEL_DIROPS
     fields[3], fields[10] = flags & 0xFFFFFFFF, flags >> 32
     fields[4], fields[5] = background, background * 3 // 4
     fields[6] = min(fields[6], max_io)

@@ -11,6 +11,7 @@ filesystem, and goes on when the filesystem waits for a slow source.
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -35,6 +36,18 @@ from .relay import RelayTransport
 log = logging.getLogger(__name__)
 
 
+class Begin(Protocol):
+    """What a filesystem does when its turn has come: see
+    :meth:`cachefs.transport.relay.Gate.take_over`."""
+
+    async def __call__(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """See there."""
+
+
+async def _nothing(open_nodes: Mapping[int, int], *, first: bool) -> None:
+    pass
+
+
 class _Drains(Protocol):
     async def drain(self, seconds: float) -> bool: ...
 
@@ -49,6 +62,8 @@ class Attachment:
         for fd in inheritance.descriptors:
             os.set_inheritable(fd, False)
         self._turn = trio.Event()
+        self._begin: Begin = _nothing
+        self.is_unmounted = False
         if inheritance.turn:
             self._turn.set()
 
@@ -96,6 +111,14 @@ class Attachment:
             self._tell(STANDBY)
         await self._turn.wait()
 
+    def on_turn(self, begin: Begin) -> None:
+        """Have *begin* awaited when our turn has come, before any request is answered."""
+        self._begin = begin
+
+    async def take_over(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """See :class:`cachefs.transport.relay.Gate`."""
+        await self._begin(open_nodes, first=first)
+
     def ready(self) -> None:
         """See :class:`cachefs.transport.relay.Gate`."""
         self._tell(READY)
@@ -103,6 +126,7 @@ class Attachment:
     def unmounted(self) -> None:
         """See :class:`cachefs.transport.relay.Gate`. Without this word, a worker that exits is one
         that died."""
+        self.is_unmounted = True
         self._tell(UNMOUNTED)
 
     async def run(

@@ -11,7 +11,7 @@ import trio
 
 from cachefs.cache import Store
 from cachefs.drivers import Entry
-from cachefs.errors import ImageExistsError, ImageNotFoundError, StaleError
+from cachefs.errors import ImageExistsError, ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
@@ -59,6 +59,8 @@ class CachedNode(Node):
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        if writing:
+            raise ReadOnlyError("images are read-only")
         return self._images.open_cached(self.entry)
 
     def xattrs(self) -> dict[str, bytes]:
@@ -95,6 +97,8 @@ class LazyNode(Node):
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        if writing:
+            raise ReadOnlyError("images are read-only")
         return await self.images.open_lazy(self, caller)
 
     def xattrs(self) -> dict[str, bytes]:
@@ -130,8 +134,12 @@ class Images(Directory):
         self._opened = opened
         self._lazy: dict[int, LazyNode] = {}
         self._lazy_by_id: dict[str, LazyNode] = {}
-        self.hits = 0
         self.misses = 0
+
+    @property
+    def hits(self) -> int:
+        """Opens of cached images since this daemon's start."""
+        return self._opened.hits
 
     def attributes(self) -> Attributes:
         return Attributes(
@@ -200,8 +208,7 @@ class Images(Directory):
     def open_cached(self, entry: Entry) -> OpenFile:
         """Open a cached image and count the hit. Raises StaleError where it has gone meanwhile."""
         file = self._opened.cached(entry)
-        self._store.hit(entry.image_id)
-        self.hits += 1
+        self._opened.count_hit(entry.image_id)
         return file
 
     async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:

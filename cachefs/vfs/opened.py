@@ -28,6 +28,9 @@ from cachefs.vfs.reader import Reader
 log = logging.getLogger(__name__)
 
 
+_NOT_SIMPLE = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+
+
 class ImageFile(OpenFile):
     """A complete image, open; one for all who have that inode open."""
 
@@ -39,7 +42,6 @@ class ImageFile(OpenFile):
         self.handle = inode
         self.entry = image.entry
         self.fd = image.fd
-        self._image = image
         self._reader = reader
         self._on_close = on_close
 
@@ -48,7 +50,6 @@ class ImageFile(OpenFile):
 
     def close(self) -> None:
         self._on_close()
-        self._image.close()
 
 
 class LazyFile(OpenFile):
@@ -93,11 +94,24 @@ class OpenImages:
         self._lasting = lasting
         self._reader = Reader()
         self._cached: dict[int, ImageFile] = {}
+        self._here: dict[int, int] = {}
+        self._elsewhere: set[int] = set()
+        self.hits = 0
         self._lazy: dict[int, LazyFile] = {}
 
     def cached(self, entry: Entry) -> ImageFile:
-        """The open file of a cached image, opened if it is not. Raises StaleError where the image
-        has gone, or is another by now."""
+        """The open file of a cached image, opened if it is not, until it is closed. Raises
+        StaleError where the image has gone, or is another by now."""
+        file = self._open(entry)
+        self._elsewhere.add(file.handle)
+        return file
+
+    def count_hit(self, image_id: str) -> None:
+        """Somebody has opened a cached image."""
+        self._store.hit(image_id)
+        self.hits += 1
+
+    def _open(self, entry: Entry) -> ImageFile:
         inode = join(Room.CACHED, entry.inode)
         file = self._cached.get(inode)
         if file is not None:
@@ -136,10 +150,44 @@ class OpenImages:
         if self._lasting and inode in self._cached:
             self._store.held.keep(self._store.layout.image(entry.image_id), inode)
 
-    def backing_fd(self, inode: int) -> int | None:
-        """The descriptor of a complete image that is open, for the kernel to read from."""
-        file = self._cached.get(inode)
+    def backing_fd(self, nodeid: int, fh: int) -> int | None:
+        """The descriptor of a complete image that is open, for the kernel to read from by itself
+        (this is :class:`cachefs.transport.base.Backing`, which lies above)."""
+        del fh  # the same number, for images
+        file = self._cached.get(nodeid)
         return file.fd if file else None
+
+    read_fd = backing_fd
+
+    def open_here(self, nodeid: int, flags: int) -> int | None:
+        """Open a cached image for the relay, counting the hit; its number, or None where the open
+        is not as simple as that and the filesystem is to be asked."""
+        room, serial = split(nodeid)
+        if room != Room.CACHED or not self._lasting or flags & _NOT_SIMPLE:
+            return None
+        file = self._cached.get(nodeid)
+        if file is None:
+            entry = self._store.driver.by_inode(serial)
+            if entry is None:
+                return None
+            try:
+                file = self._open(entry)
+            except StaleError:
+                return None
+        self._here[nodeid] = self._here.get(nodeid, 0) + 1
+        self.count_hit(file.entry.image_id)
+        return nodeid
+
+    def release_here(self, nodeid: int, fh: int) -> bool:
+        """Close what :meth:`open_here` has opened; whether it had."""
+        del fh
+        opens = self._here.get(nodeid, 0)
+        if opens > 1:
+            self._here[nodeid] = opens - 1
+        elif opens:
+            del self._here[nodeid]
+            self._close_unless_open(nodeid)
+        return opens > 0
 
     # Taking up what another process had open
 
@@ -168,6 +216,7 @@ class OpenImages:
         except FileNotFoundError:
             return None
         share(fd)
+        self._elsewhere.add(inode)
         return self._add(
             OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd), inode
         )
@@ -175,7 +224,7 @@ class OpenImages:
     # Inside
 
     def _add(self, image: OpenImage, inode: int) -> ImageFile:
-        file = ImageFile(image, self._reader, inode, lambda: self._closed(inode))
+        file = ImageFile(image, self._reader, inode, lambda: self._closed_elsewhere(inode))
         self._cached[inode] = file
         return file
 
@@ -190,15 +239,24 @@ class OpenImages:
             self._reader,
             pid=0,
             handle=inode,
-            on_close=lambda: self._closed(inode),
+            on_close=lambda: self._closed_lazy(inode),
         )
         return file
 
-    def _closed(self, inode: int) -> None:
-        self._cached.pop(inode, None)
-        self._lazy.pop(inode, None)
+    def _closed_elsewhere(self, inode: int) -> None:
+        self._elsewhere.discard(inode)
+        self._close_unless_open(inode)
+
+    def _close_unless_open(self, inode: int) -> None:
+        if inode in self._here or inode in self._elsewhere:
+            return
+        os.close(self._cached.pop(inode).fd)
         if self._lasting:
             self._store.held.release(inode)
+
+    def _closed_lazy(self, inode: int) -> None:
+        self._lazy.pop(inode, None)
+        self._store.held.release(inode)
 
 
 def _image(members: dict[str, Any]) -> SourceImage:

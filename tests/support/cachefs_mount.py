@@ -110,11 +110,20 @@ class Mounted:
         assert status == 0, f"the daemon ended with {status}:\n{self.tail()}"
 
     def kill(self) -> None:
-        """``kill -9``: the daemon is gone, its dead mount stays."""
+        """``kill -9`` of supervisor and worker: the daemon is gone, its dead mount stays."""
         assert self.process is not None, "it is not mounted"
+        worker = self.worker()
         self.process.kill()
         self.process.wait(PATIENCE)
         self.process = None
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: device.is_dead(self.mountpoint), "the worker to be gone")
+
+    def worker(self) -> int:
+        """The process that answers requests."""
+        worker = self.status()["worker"]
+        assert isinstance(worker, dict)
+        return int(worker["pid"])
 
     def restart(self) -> None:
         """:meth:`stop` and :meth:`start`."""
