@@ -146,7 +146,8 @@ class Config:
     """Everything that ``cachefs mount`` can be told.
 
     Paths are absolute: the daemon changes directory. A percentage of *max_size* or *min_free* is of
-    the whole filesystem that *cache_dir* is on; *stall_time* is in seconds, the bandwidths are in
+    the whole filesystem that *cache_dir* is on; *stall_time* is in seconds, as is *timeout*, after
+    which a silent source has failed; the bandwidths are in
     bytes per second, None for no limit; *options* are those of ``mount -o``. Without *log_file* a
     daemon logs to syslog and a foreground process to its stderr."""
 
@@ -166,6 +167,7 @@ class Config:
     bandwidth: int | None = None
     prefetch_bandwidth: int | None = None
     on_last_close: str = "keep"
+    timeout: float = 30.0
     transport: Literal["auto", "relay", "plain"] = "auto"
     log_file: Path | None = None
     log_level: str = "info"
@@ -317,6 +319,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[object], object]]] = {
         lambda value: parse_rate(_number_or_text(value)),
     ),
     "on-last-close": ("on_last_close", _one_of(ON_LAST_CLOSE)),
+    "timeout": ("timeout", lambda value: parse_seconds(_number_or_text(value))),
     "transport": ("transport", _one_of(TRANSPORTS)),
     "log-file": ("log_file", _text),
     "log-level": ("log_level", _one_of(LOG_LEVELS)),

@@ -101,11 +101,9 @@ class ImageCache:
         return entry.hits if entry else 0
 
     def get_cached_images(self) -> list[dict[str, object]]:
-        """The cached images by ID: ``image_id size hits last_accessed last_modified checksum``."""
-        keys = ("image_id", "size", "hits", "last_accessed", "last_modified", "checksum")
-        return [
-            {key: getattr(entry, key) for key in keys} for entry in self._store.driver.entries()
-        ]
+        """The cached images by ID: ``image_id size hits last_accessed last_modified checksum``, the
+        last as MD5 hex, None where a daemon has verified the image by another algorithm."""
+        return [_mapping(entry) for entry in self._store.driver.entries()]
 
     def get_image_size(self, image_id: str) -> int:
         """The bytes of a cached image. Raises ImageNotFoundError."""

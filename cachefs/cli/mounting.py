@@ -100,6 +100,12 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     help="Go on with a fetch that nobody reads any more, or cancel it. Default keep.",
 )
 @click.option(
+    "--timeout",
+    metavar="TIME",
+    callback=read_seconds,
+    help="When a source that says nothing has failed. Default 30s.",
+)
+@click.option(
     "--transport",
     type=click.Choice(TRANSPORTS),
     help="The kernel side: the relay (native reads, a mount that outlives its daemon), plain "

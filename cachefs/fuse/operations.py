@@ -114,6 +114,8 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        if not name.startswith(b"user."):  # `ls -l` asks for ACLs and labels of each file
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         try:
             return self._tree.node(inode).xattrs()[os.fsdecode(name)]
         except KeyError:

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -40,12 +40,13 @@ DRAIN = 5.0
 """Seconds that requests under way have to end when the worker is told to leave."""
 
 
-async def serve(config: Config, attachment: Attachment) -> None:
-    """Serve *config*'s mount until it is unmounted or the process is told to leave.
+async def serve(config: Config, attachment: Attachment, serving: Callable[[], None]) -> None:
+    """Serve *config*'s mount until it is unmounted or the process is told to leave. *serving* is
+    called once requests are answered.
 
     Raises CacheFSError or OSError, maybe in a group, when it cannot.
     """
-    source = open_source(config.source, config.fallbacks)
+    source = open_source(config.source, config.fallbacks, timeout=config.timeout)
     limits = Limits(config.max_size, config.min_free)
     store = await trio.to_thread.run_sync(
         lambda: Store(config.cache_dir, limits, driver=config.driver)
@@ -58,7 +59,7 @@ async def serve(config: Config, attachment: Attachment) -> None:
             bandwidth=config.bandwidth,
             prefetch_bandwidth=config.prefetch_bandwidth,
         )
-        await Daemon(config, store, fetcher, attachment).run()
+        await Daemon(config, store, fetcher, attachment).run(serving)
     finally:
         store.close()
 
@@ -94,19 +95,23 @@ class Daemon:
         store.on_evicted(self._evicted)
         fetcher.on_ended(self._flight_ended)
 
-    async def run(self) -> None:
+    async def run(self, serving: Callable[[], None]) -> None:
         """Serve until unmounted or told to leave."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._attachment.run, self._transport)
             nursery.start_soon(self._watch_signals)
+            nursery.start_soon(self._attachment.run, self._transport)
             self._attachment.on_turn(self._begin)
-            await self._transport.serve(self._operations, task_status=trio.TASK_STATUS_IGNORED)
-            nursery.cancel_scope.cancel()
+            await nursery.start(self._answer)
+            serving()
         if self._attachment.is_unmounted:  # else what is open is the next worker's
             self._operations.handles.close()
             self._store.held.clear()
         log.info("worker %d has left %s", os.getpid(), self._config.mountpoint)
+
+    async def _answer(self, task_status: trio.TaskStatus[None]) -> None:
+        await self._transport.serve(self._operations, task_status=task_status)
+        self._nursery.cancel_scope.cancel()
 
     async def _begin(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
         """Our turn: nobody else serves the mount now, and nothing is answered before this

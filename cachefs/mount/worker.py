@@ -2,6 +2,7 @@
 supervisor."""
 
 import logging
+import os
 import sys
 
 import trio
@@ -24,13 +25,20 @@ def main() -> int:
     config = from_text(sys.argv[1])
     log_to(config)
     try:
-        trio.run(serve, config, attachment)
+        trio.run(serve, config, attachment, lambda: None if config.foreground else _hush())
     except BaseExceptionGroup as group:
         error = _first(group)
         log.error("%s", error)
         sys.stderr.write(f"cachefs: {error}\n")
         return 1
     return 0
+
+
+def _hush() -> None:
+    """From now on there is a log; stderr was for whoever waits for the mount."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

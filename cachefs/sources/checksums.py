@@ -72,6 +72,13 @@ class _List:
     asked: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    version: str
+    asked: float
+    digest: Digest | None
+
+
 class ChecksumFiles:
     """The checksum files of one source; thread-safe."""
 
@@ -80,7 +87,7 @@ class ChecksumFiles:
         self._clock = clock
         self._lists: dict[str, _List] = {}
         self._list_locks = {algorithm: threading.Lock() for algorithm in ALGORITHMS}
-        self._answers: OrderedDict[tuple[str, str], tuple[float, Digest | None]] = OrderedDict()
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._answers_lock = threading.Lock()
 
     def digest_of(self, image_id: str, version: str | None) -> Digest | None:
@@ -90,25 +97,25 @@ class ChecksumFiles:
         each list (a conditional one, for a list that is known) and, if no list names the image, for
         each kind of file of its own. Raises SourceError if a file cannot be read.
         """
-        key = (image_id, version) if version is not None else None
         now = self._clock()
         with self._answers_lock:
-            if key is not None and key in self._answers:
-                asked, digest = self._answers[key]
-                if now - asked < BELIEVED:
-                    return digest
-        digest = self._look_up(image_id)
-        if key is not None:
+            known = self._answers.get(image_id)
+        if known is not None and known.version == version and now - known.asked < BELIEVED:
+            return known.digest
+        # Where the image is another, so is most likely the list, however short ago it was read.
+        changed = known is not None and known.version != version
+        digest = self._look_up(image_id, 0.0 if changed else FRESH)
+        if version is not None:
             with self._answers_lock:
-                self._answers[key] = (now, digest)
-                self._answers.move_to_end(key)
+                self._answers[image_id] = _Answer(version, now, digest)
+                self._answers.move_to_end(image_id)
                 if len(self._answers) > _MAX_ANSWERS:
                     self._answers.popitem(last=False)
         return digest
 
-    def _look_up(self, image_id: str) -> Digest | None:
+    def _look_up(self, image_id: str, fresh: float) -> Digest | None:
         for algorithm in ALGORITHMS:
-            if digest := self._list(algorithm).get(image_id):
+            if digest := self._list(algorithm, fresh).get(image_id):
                 return digest
         for algorithm in ALGORITHMS:
             name = f"{image_id}.{algorithm}"
@@ -117,12 +124,12 @@ class ChecksumFiles:
                 return parse_single(file.data or b"", algorithm, image_id)
         return None
 
-    def _list(self, algorithm: str) -> dict[str, Digest]:
+    def _list(self, algorithm: str, fresh_for: float) -> dict[str, Digest]:
         # The lock is held while reading: of many who ask at once one reads, and the rest wait.
         with self._list_locks[algorithm]:
             known = self._lists.get(algorithm)
             now = self._clock()
-            if known is not None and now - known.asked < FRESH:
+            if known is not None and now - known.asked < fresh_for:
                 return known.digests
             version = known.version if known is not None else None
             file = self._open(f"{algorithm.upper()}SUMS", version, MAX_LIST_BYTES)

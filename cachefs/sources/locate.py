@@ -8,22 +8,26 @@ from cachefs.errors import InvalidValueError
 from cachefs.sources.base import Source
 from cachefs.sources.chain import ChainSource
 from cachefs.sources.directory import DirectorySource
-from cachefs.sources.http import http_source
+from cachefs.sources.http import READ_TIMEOUT, http_source
 
 
-def open_source(location: str, fallbacks: Sequence[str] = ()) -> Source:
+def open_source(
+    location: str, fallbacks: Sequence[str] = (), *, timeout: float = READ_TIMEOUT
+) -> Source:
     """The source at *location*, and if there are *fallbacks*, the chain of it and them.
+
+    A server that is silent for *timeout* seconds has timed out.
 
     A location is a directory's path, or a URL of one of :data:`SCHEMES`. Only directories are
     looked at now: a server that is down must not keep a mount from starting. Raises
     InvalidValueError for what is no location, SourceError for a directory that is missing or may
     not be read.
     """
-    sources = [_open_one(each) for each in (location, *fallbacks)]
+    sources = [_open_one(each, timeout) for each in (location, *fallbacks)]
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
-def _open_one(location: str) -> Source:
+def _open_one(location: str, timeout: float) -> Source:
     scheme, separator, _ = location.partition("://")
     if not separator:
         return _directory(location)
@@ -31,7 +35,7 @@ def _open_one(location: str) -> Source:
     if constructor is None:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise InvalidValueError(f"unknown source scheme {scheme!r}: a directory, {known}")
-    return constructor(location)
+    return constructor(location, timeout)
 
 
 def _directory(path: str) -> Source:
@@ -42,15 +46,20 @@ def _directory(path: str) -> Source:
     return source
 
 
-def _file(location: str) -> Source:
+def _file(location: str, timeout: float) -> Source:
+    del timeout  # a disk's are the kernel's
     parts = urlsplit(location)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise InvalidValueError("a file source is written file:///path, '#' and '?' as %23 and %3F")
     return _directory(unquote(parts.path))
 
 
-SCHEMES: Final[dict[str, Callable[[str], Source]]] = {
+def _http(location: str, timeout: float) -> Source:
+    return http_source(location, read_timeout=timeout)
+
+
+SCHEMES: Final[dict[str, Callable[[str, float], Source]]] = {
     "file": _file,
-    "http": http_source,
-    "https": http_source,
+    "http": _http,
+    "https": _http,
 }

@@ -53,9 +53,11 @@ class PlainTransport:
         except RuntimeError as error:
             raise fuse_device.MountError(0, f"libfuse cannot mount: {error}") from error
         unmount = True
+        answered = trio.Event()
+        operations.init = answered.set  # type: ignore[method-assign]  # pyfuse3's own hook
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._started, task_status)
+                nursery.start_soon(self._started, answered, task_status)
                 with self._scope:
                     await pyfuse3.main(1, TASKS)
                 unmount = self._draining
@@ -69,7 +71,8 @@ class PlainTransport:
             self._notifier.close()
             pyfuse3.close(unmount=unmount)
 
-    async def _started(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _started(self, answered: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+        await answered.wait()  # the answer to INIT resets what is tuned
         await trio.to_thread.run_sync(
             fuse_device.tune, self._mountpoint, self._options.read_ahead_kib, MAX_BACKGROUND
         )

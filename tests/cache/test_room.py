@@ -151,6 +151,17 @@ def test_an_image_open_here_is_never_chosen(place: Place) -> None:
     assert ids(cache) == ["a", "c"]
 
 
+def test_an_image_opened_after_it_was_chosen_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = place.cache(max_size=40)
+    fill(cache, "ab", 20)
+    monkeypatch.setattr("cachefs.cache.room.is_held", lambda _: False)  # a look, just before
+    with cache.open_for_read("a"):
+        put(cache, "c", 20)
+    assert ids(cache) == ["a", "c"]
+
+
 def test_a_reader_that_is_killed_holds_nothing(place: Place) -> None:
     cache = place.cache(max_size=20)
     put(cache, "a", 20)

@@ -208,3 +208,14 @@ def test_hits_of_an_incomplete_image_are_kept(place: Place) -> None:
         entry = store.get("a")
         assert entry is not None
         assert entry.hits == 3
+
+
+def test_a_file_that_was_replaced_by_another_is_not_published(place: Place) -> None:
+    with place.opened() as store, store.begin("a", 3) as transaction:
+        transaction.write(b"123")
+        transaction.path.unlink()
+        transaction.path.write_bytes(b"somebody else's")
+        with pytest.raises(ImageBusyError):
+            transaction.commit()
+        assert not store.is_cached("a")
+    assert (place.path / "incomplete/a").read_bytes() == b"somebody else's"

@@ -22,7 +22,7 @@ def background(make_mount: MakeMount) -> Iterator[tuple[Mounted, int]]:
     done = run(*mount.command, "--log-file", str(mount.log))
     assert (done.stdout, done.stderr) == (b"", "")
     # At once, without waiting: the command has said that it answers.
-    pid = mount.status()["worker"]["pid"]  # type: ignore[index]
+    pid = mount.status()["worker"]["supervisor"]  # type: ignore[index]
     try:
         yield mount, pid
     finally:

@@ -1,7 +1,6 @@
 """What goes wrong at the source, as the errno that a reader sees and the words in the record."""
 
 import os
-import sys
 
 import pytest
 from support.cachefs_mount import DIRECTORY, NGINX, Mounted
@@ -9,16 +8,6 @@ from support.misbehaving import Exchange, misbehaving
 from support.processes import failure, run, wait_for
 
 from .conftest import MakeMount
-
-TIMES_OUT_SOON = (
-    sys.executable,
-    "-c",
-    (
-        "from cachefs.sources import http; http.http_source.__kwdefaults__['read_timeout'] = 1.0; "
-        "from cachefs.cli import main; main(prog_name='cachefs')"
-    ),
-)
-"""The command line, with a server given a second to say something instead of thirty."""
 
 
 def queued_failure(mount: Mounted, image_id: str) -> str:
@@ -81,7 +70,7 @@ def test_a_gateway_that_times_out_is_ETIMEDOUT(make_mount: MakeMount) -> None:
 
 def test_a_server_that_says_nothing_is_ETIMEDOUT(make_mount: MakeMount) -> None:
     with misbehaving(Exchange.stall) as server:
-        mount = make_mount(source=server.url, program=TIMES_OUT_SOON)
+        mount = make_mount(source=server.url, options=["--timeout", "1"])
         mount.expect(r"\(ETIMEDOUT\)")
         assert failure(os.open, mount.image("any"), os.O_RDONLY) == "ETIMEDOUT"
         mount.clean_up()

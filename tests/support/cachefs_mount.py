@@ -113,6 +113,7 @@ class Mounted:
         """``kill -9`` of supervisor and worker: the daemon is gone, its dead mount stays."""
         assert self.process is not None, "it is not mounted"
         worker = self.worker()
+        self.expect("the supervisor is gone")
         self.process.kill()
         self.process.wait(PATIENCE)
         self.process = None
