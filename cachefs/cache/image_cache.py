@@ -16,6 +16,7 @@ from cachefs.cache.room import Limits
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.config import DRIVERS, Amount
+from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
@@ -328,6 +329,13 @@ class _Writer:
                 self._transaction.reject(error)
             except OSError as trouble:
                 self.give_up(trouble)
+
+
+def _mapping(entry: Entry) -> dict[str, object]:
+    keys = ("image_id", "size", "hits", "last_accessed", "last_modified")
+    is_md5 = entry.checksum is not None and ":" not in entry.checksum
+    checksum = entry.checksum if is_md5 else None
+    return {key: getattr(entry, key) for key in keys} | {"checksum": checksum}
 
 
 def _length(file: BinaryIO) -> int:

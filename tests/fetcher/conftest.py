@@ -1,0 +1,185 @@
+"""A store, origins and fetchers, without a kernel mount. Flights run in the test's own nursery."""
+
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+from support.images import Images
+from support.misbehaving import Misbehaving, misbehaving
+from support.origin import Origin, nginx
+
+from cachefs.cache import Limits, Store
+from cachefs.config import Amount
+from cachefs.errors import CacheFSError, ImageNotFoundError
+from cachefs.fetcher import Fetcher, Flight, Settings
+from cachefs.image import Digest
+from cachefs.sources import Source, SourceImage, open_source
+
+MIB = 2**20
+PATIENCE = 20.0
+
+
+@dataclass(eq=False)
+class FakeSource:
+    """Images in memory. *gate* holds back what lies behind its first *free* bytes of a read, until
+    it is set; *errors* are raised one after another, *stats* and *reads* are what was asked."""
+
+    images: dict[str, bytes] = field(default_factory=dict)
+    url: str = "fake:///"
+    ranges: bool = True
+    versions: dict[str, str | None] = field(default_factory=dict)
+    digests: dict[str, Digest | None] = field(default_factory=dict)
+    stats: list[str] = field(default_factory=list)
+    reads: list[tuple[str, int, int]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    read_errors: list[Exception] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    answer: threading.Event = field(default_factory=threading.Event)
+    free: int = 2**62
+    sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self.answer.set()
+
+    def check(self) -> None:
+        pass
+
+    def stat(self, image_id: str) -> SourceImage:
+        self.stats.append(image_id)
+        assert self.answer.wait(PATIENCE)
+        if self.errors:
+            raise self.errors.pop(0)
+        if image_id not in self.images:
+            raise ImageNotFoundError(image_id)
+        return SourceImage(
+            image_id,
+            len(self.images[image_id]),
+            self.versions.get(image_id, '"v1"'),
+            self.digests.get(image_id),
+            self.ranges,
+            self.url,
+        )
+
+    def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
+        self.reads.append((image.image_id, start, stop))
+        if self.read_errors:
+            raise self.read_errors.pop(0)
+        data = self.images[image.image_id]
+        for position in range(start, stop, MIB):
+            if position - start >= self.free:
+                assert self.gate.wait(PATIENCE)
+            piece = data[position : min(stop, position + MIB)]
+            self.sent += len(piece)
+            yield piece
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    """No descriptor is left open by a test."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    leaked = []
+    for number in set(os.listdir("/proc/self/fd")) - before:
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/self/fd/{number}")
+            # obstore keeps its connections and its own runtime.
+            if not target.startswith(("socket:", "anon_inode:", "pipe:", "/proc/")):
+                leaked.append(target)
+    assert not leaked
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(cache_dir: Path) -> Iterator[Store]:
+    store = Store(cache_dir, Limits(Amount(size=2**30)))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return Images(tmp_path / "origin")
+
+
+MakeOrigin = Callable[..., Origin]
+MakeMisbehaving = Callable[..., Misbehaving]
+Running = Callable[..., AbstractAsyncContextManager[Fetcher]]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def make_origin(images: Images, stack: ExitStack) -> MakeOrigin:
+    """nginx before the images; arguments as of :func:`support.origin.nginx`."""
+    return lambda **options: stack.enter_context(nginx(images.directory, **options))
+
+
+@pytest.fixture
+def make_misbehaving(stack: ExitStack) -> MakeMisbehaving:
+    return lambda answer: stack.enter_context(misbehaving(answer))
+
+
+@pytest.fixture
+def running(store: Store) -> Running:
+    """``async with running(source_or_url) as fetcher``: it works while the block runs, at most
+    :data:`PATIENCE` seconds, and ends as a daemon's does."""
+
+    @contextlib.asynccontextmanager
+    async def run(
+        source: Source | str, *, limit: float = PATIENCE, **options: object
+    ) -> AsyncIterator[Fetcher]:
+        names = Settings.__dataclass_fields__
+        settings = Settings(**{k: v for k, v in options.items() if k in names})  # type: ignore[arg-type]
+        rest = {k: v for k, v in options.items() if k not in names}
+        source = open_source(source) if isinstance(source, str) else source
+        fetcher = Fetcher(store, source, settings, **rest)  # type: ignore[arg-type]
+        with trio.fail_after(limit):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(fetcher.run)
+                try:
+                    yield fetcher
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    return run
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once *condition* holds; the surrounding time limit ends a wait in vain."""
+    while not condition():
+        await trio.sleep(0.005)
+
+
+async def read(flight: Flight, start: int, stop: int) -> bytes:
+    """Bytes of an image, as a reader gets them."""
+    await flight.wait(start, stop)
+    return await trio.to_thread.run_sync(os.pread, flight.fd, stop - start, start)
+
+
+async def fetch(fetcher: Fetcher, image_id: str) -> Flight:
+    """The ended flight of an image."""
+    flight = fetcher.start(await fetcher.stat(image_id))
+    await flight.finished.wait()
+    return flight
+
+
+async def failure_of(flight: Flight, start: int = 0, stop: int = 1) -> CacheFSError:
+    """The error that a reader gets."""
+    with pytest.raises(CacheFSError) as caught:
+        await flight.wait(start, stop)
+    return caught.value
