@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from cachefs.drivers.base import Entry, Totals
 from cachefs.drivers.files import find_image, scan_images
-from cachefs.drivers.index import LRU_NEXT, LRU_START, SCHEMA, Index
+from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.errors import CacheFSError, DriverError
 
 GLANCE_TABLE = """
@@ -61,14 +61,15 @@ CREATE TRIGGER IF NOT EXISTS cachefs_follow_size AFTER UPDATE OF size ON cached_
     UPDATE cachefs_images SET size = coalesce(NEW.size, 0) WHERE image_id = NEW.image_id; END;
 """
 
-CATCH_UP = """
+CATCH_UP = (
+    """
 DELETE FROM cachefs_images WHERE image_id NOT IN (SELECT image_id FROM cached_images);
 INSERT INTO cachefs_images(image_id, last_accessed, size)
     SELECT image_id, coalesce(last_accessed, 0.0), coalesce(size, 0) FROM cached_images
     WHERE image_id NOT IN (SELECT image_id FROM cachefs_images);
-UPDATE cachefs_totals SET images = (SELECT count(*) FROM cachefs_images),
-    size = (SELECT coalesce(sum(size), 0) FROM cachefs_images);
 """
+    + COUNT
+)
 """Brings our table up to Glance's as it stood before there were triggers; linear, so done when our
 table is new and in reconcile only."""
 
@@ -80,11 +81,11 @@ FROM cachefs_images AS o JOIN cached_images AS g USING (image_id)
 
 BARE_MD5 = re.compile(r"[0-9a-f]{32}\Z")
 
-WAL_PAGES = 4000
-"""Pages of 4 KiB in the write-ahead log at which SQLite copies it back (checkpoints). A hit writes
-3 or 4 pages, so at SQLite's own 1000 every 300th would wait for two fsyncs; now every 1200th does,
-and the log stays at about 16 MiB. No reader of ours outlasts a call, so nothing keeps the log from
-starting over."""
+WAL_BYTES = 16 * 2**20
+"""Size of the write-ahead log at which SQLite copies it back (checkpoints). A hit writes 3 or 4
+pages, so at SQLite's own 1000 pages every 300th would wait for two fsyncs; now every 4000th does,
+or every 1000th in a database with pages of 4 KiB. No reader of ours outlasts a call, so nothing
+keeps the log from starting over."""
 
 PAGE = 500
 """Rows that a listing reads at a time."""
@@ -106,7 +107,7 @@ class SqliteDriver:
         made: another process may be using it by now."""
         index = Index(str(self._path))
         try:
-            index.write_ahead(WAL_PAGES)
+            index.write_ahead(WAL_BYTES)
             ours = index.row("SELECT 1 FROM sqlite_master WHERE name = 'cachefs_images'")
             create = GLANCE_TABLE + OUR_TABLE + SCHEMA + FOLLOW_GLANCE
             index.script(create if ours else create + CATCH_UP)

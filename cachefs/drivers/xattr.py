@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from cachefs.drivers import attributes
 from cachefs.drivers.base import Entry, Totals
 from cachefs.drivers.files import find_checked, find_image, scan_images
-from cachefs.drivers.index import LRU_NEXT, LRU_START, SCHEMA, Index
+from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.watch import DirectoryWatch
 from cachefs.errors import DriverError
 
@@ -32,6 +32,9 @@ CREATE TABLE cachefs_images (
     inode INTEGER PRIMARY KEY, image_id TEXT UNIQUE NOT NULL, last_accessed REAL NOT NULL,
     size INTEGER NOT NULL, pinned INTEGER NOT NULL);
 """
+
+Row = tuple[int, str, float, int, int]
+"""A row of the view, in the order of its columns."""
 
 FILE = """
 INSERT OR IGNORE INTO cachefs_images(inode, image_id, last_accessed, size, pinned)
@@ -58,8 +61,7 @@ class XattrDriver:
         self._signal_dir = self._own_dir / "changed"
         self._clock_ns = clock_ns
         self._lock = threading.RLock()
-        self._index = Index(":memory:")
-        self._index.script(VIEW + SCHEMA)
+        self._index = _view([])
         self._scanned = False
         self._watch: DirectoryWatch | None = None
         self._lock_fd = -1
@@ -254,23 +256,56 @@ class XattrDriver:
                 self._refresh(name)
 
     def _scan(self) -> tuple[int, int]:
+        """Make the view anew, all of it at once, for one row at a time costs several times as much.
+        What is not plain is left to :meth:`_refresh`, name by name: removed and perhaps unlinked,
+        a number that makes no sense or that two files have, one that another process is writing."""
         gone = {row[0] for row in self._index.rows("SELECT image_id FROM cachefs_images")}
-        adopted = 0
-        with self._index.transaction():
-            for image_id, found in scan_images(self._cache_dir):
-                adopted += self._refresh(image_id, found)
-                gone.discard(image_id)
-            for image_id in gone:
-                self._forget(image_id)
-        for image_id in list(self._removed):
-            self._refresh(image_id)
+        rows: dict[str, Row] = {}
+        numbers: set[int] = set()
+        new: list[Row] = []
+        odd = set(self._removed)
+        for image_id, found in scan_images(self._cache_dir):
+            gone.discard(image_id)
+            if image_id in odd:
+                continue
+            try:
+                inode, pinned = attributes.scan(self._path(image_id))
+            except OSError:
+                odd.add(image_id)
+                continue
+            row = (inode or 0, image_id, found.st_atime, found.st_size, int(pinned))
+            if inode is None:
+                new.append(row)
+            elif inode == 0 or inode in numbers:
+                odd.add(image_id)
+            else:
+                numbers.add(inode)
+                rows[image_id] = row
+        adopted = self._adopt(new, rows, odd, max(numbers, default=0))
+        before, self._index = self._index, _view(rows.values())
+        before.close()
         self._scanned = True
+        adopted += sum(self._refresh(image_id) for image_id in odd)
         return adopted, len(gone)
 
-    def _refresh(self, image_id: str, found: os.stat_result | None = None) -> bool:
+    def _adopt(self, new: list[Row], rows: dict[str, Row], odd: set[str], known: int) -> int:
+        """Number the files of the rows *new*, above *known*, and add them to *rows*; those that
+        cannot be are added to *odd*. Returns how many were numbered."""
+        adopted = 0
+        for inode, (_, image_id, *rest) in enumerate(new, self._new_number(len(new), known)):
+            try:
+                attributes.number(self._path(image_id), inode)
+            except OSError:
+                odd.add(image_id)
+            else:
+                rows[image_id] = (inode, image_id, *rest)
+                adopted += 1
+        return adopted
+
+    def _refresh(self, image_id: str) -> bool:
         """Make the row of one name what its file says now; True if the file was adopted."""
         path = self._path(image_id)
-        found = found or find_image(self._cache_dir, image_id)
+        found = find_image(self._cache_dir, image_id)
         if found is None:
             self._removed.pop(image_id, None)
             self._forget(image_id)
@@ -330,17 +365,21 @@ class XattrDriver:
             return self._number(path)  # Another process was quicker.
         return number, True
 
-    def _new_number(self) -> int:
-        """A number that no process has been given, and that none will be.
+    def _new_number(self, count: int = 1, known: int = 0) -> int:
+        """A number above *known* that no process has been given, and that none will be; the first
+        of *count* such in a row.
 
         INVARIANT: inode numbers rise. Beside the last one, in ``.cachefs/inodes``, the microseconds
-        since the epoch are a floor, for that file is not synced and may go back or be lost.
+        since the epoch are a floor, for that file is not synced and may go back or be lost. To
+        write a number takes longer than the microsecond by which it moves the floor.
         """
+        if count == 0:
+            return 0
         with self._lock, self._across_processes():
             last = attributes.decimal(os.pread(self._lock_fd, 18, 0).decode(errors="replace"))
-            [(known,)] = self._index.rows("SELECT coalesce(max(inode), 0) FROM cachefs_images")
-            number = int(max(last + 1, known + 1, self._clock_ns() // 1000))
-            os.pwrite(self._lock_fd, f"{number:018d}\n".encode(), 0)
+            [(filed,)] = self._index.rows("SELECT coalesce(max(inode), 0) FROM cachefs_images")
+            number = int(max(last + 1, known + 1, filed + 1, self._clock_ns() // 1000))
+            os.pwrite(self._lock_fd, f"{number + count - 1:018d}\n".encode(), 0)
             return number
 
     @contextmanager
@@ -366,3 +405,16 @@ class XattrDriver:
 
     def _path(self, image_id: str) -> str:
         return f"{self._cache_dir}/{image_id}"  # Path's "/" costs as much as a system call.
+
+
+def _view(rows: Iterable[Row]) -> Index:
+    """A view of *rows*. Indexes and triggers come last, for a row costs more with each."""
+    index = Index(":memory:")
+    try:
+        index.script(VIEW)
+        index.fill(FILE, rows)
+        index.script(SCHEMA + COUNT)
+    except BaseException:
+        index.close()
+        raise
+    return index

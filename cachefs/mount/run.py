@@ -59,7 +59,8 @@ def _supervise(
     claim = _claim(layout.private_dir)
     try:
         supervisor = Supervisor(
-            [sys.executable, "-m", "cachefs.mount.worker", to_text(config)],
+            # -P: not from the working directory, where somebody may keep a mountpoint `cachefs`.
+            [sys.executable, "-P", "-m", "cachefs.mount.worker", to_text(config)],
             str(config.mountpoint),
             info,
             mount_options(config),

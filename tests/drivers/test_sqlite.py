@@ -11,7 +11,7 @@ from support.cache_dir import CacheDir
 
 from cachefs.drivers import Driver, Entry, Totals, open_driver
 from cachefs.drivers.index import LRU_NEXT
-from cachefs.drivers.sqlite import WAL_PAGES
+from cachefs.drivers.sqlite import WAL_BYTES
 from cachefs.errors import DriverError, NoRoomError
 
 # As glance/image_cache/drivers/sqlite.py has them.
@@ -194,9 +194,32 @@ def test_the_log_stops_growing_while_a_reader_is_half_way(cache: CacheDir) -> No
     half_way = [driver.lru(), driver.entries()]
     for iterator in half_way:
         next(iterator)
-    for count in range(3 * WAL_PAGES):
+    for count in range(3 * WAL_BYTES // 4096):  # each writes three pages of 1 KiB or more
         driver.hit("a", float(count))
-    assert (cache.path / "cache.db-wal").stat().st_size < 1.1 * WAL_PAGES * 4096
+    assert (cache.path / "cache.db-wal").stat().st_size < 1.1 * WAL_BYTES
+
+
+def test_a_new_database_has_small_pages(cache: CacheDir) -> None:
+    cache.open()
+    assert Glance(cache).execute("PRAGMA page_size") == [(1024,)]
+
+
+@pytest.mark.parametrize("page_size", [4096, 8192])
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_an_existing_database_keeps_its_page_size(
+    cache: CacheDir, page_size: int, journal: str
+) -> None:
+    with closing(sqlite3.connect(cache.path / "cache.db")) as connection:
+        connection.execute(f"PRAGMA page_size = {page_size}")
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+        connection.execute(GLANCE_CREATE)
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1))
+    cache.close()
+    glance = Glance(cache)
+    assert glance.execute("PRAGMA page_size") == [(page_size,)]
+    assert glance.execute("SELECT image_id FROM cached_images") == [("a",)]
+    assert int.from_bytes((cache.path / "cache.db").read_bytes()[16:18], "big") == page_size
 
 
 def test_pinned_images_are_no_part_of_the_index_that_finds_victims(cache: CacheDir) -> None:
