@@ -61,17 +61,14 @@ CREATE TRIGGER IF NOT EXISTS cachefs_follow_size AFTER UPDATE OF size ON cached_
     UPDATE cachefs_images SET size = coalesce(NEW.size, 0) WHERE image_id = NEW.image_id; END;
 """
 
-CATCH_UP = (
-    """
+CATCH_UP = """
 DELETE FROM cachefs_images WHERE image_id NOT IN (SELECT image_id FROM cached_images);
 INSERT INTO cachefs_images(image_id, last_accessed, size)
     SELECT image_id, coalesce(last_accessed, 0.0), coalesce(size, 0) FROM cached_images
     WHERE image_id NOT IN (SELECT image_id FROM cachefs_images);
 """
-    + COUNT
-)
 """Brings our table up to Glance's as it stood before there were triggers; linear, so done when our
-table is new and in reconcile only."""
+table is new and in reconcile only. COUNT goes after it."""
 
 SELECT = """
 SELECT image_id, g.size, g.hits, g.last_accessed, g.last_modified, coalesce(o.checksum, g.checksum),
@@ -110,7 +107,7 @@ class SqliteDriver:
             index.write_ahead(WAL_BYTES)
             ours = index.row("SELECT 1 FROM sqlite_master WHERE name = 'cachefs_images'")
             create = GLANCE_TABLE + OUR_TABLE + SCHEMA + FOLLOW_GLANCE
-            index.script(create if ours else create + CATCH_UP)
+            index.script(create if ours else create + CATCH_UP + COUNT)
             index.row(SELECT + "LIMIT 1")  # A table of another shape is found out now.
         except CacheFSError:
             index.close()
@@ -131,7 +128,7 @@ class SqliteDriver:
         files = {image_id: found.st_size for image_id, found in scan_images(self._cache_dir)}
         adopted = dropped = 0
         with self._index.transaction():
-            for statement in CATCH_UP.split(";"):
+            for statement in (CATCH_UP + COUNT).split(";"):
                 self._index.run(statement)
             for image_id, size in self._index.rows("SELECT image_id, size FROM cachefs_images"):
                 if files.get(image_id) == size:

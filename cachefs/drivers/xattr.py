@@ -284,21 +284,23 @@ class XattrDriver:
         adopted = self._adopt(new, rows, odd, max(numbers, default=0))
         before, self._index = self._index, _view(rows.values())
         before.close()
+        with self._index.transaction():
+            adopted += sum(self._refresh(image_id) for image_id in odd)
         self._scanned = True
-        adopted += sum(self._refresh(image_id) for image_id in odd)
         return adopted, len(gone)
 
     def _adopt(self, new: list[Row], rows: dict[str, Row], odd: set[str], known: int) -> int:
         """Number the files of the rows *new*, above *known*, and add them to *rows*; those that
         cannot be are added to *odd*. Returns how many were numbered."""
         adopted = 0
-        for inode, (_, image_id, *rest) in enumerate(new, self._new_number(len(new), known)):
+        first = self._new_number(len(new), known) if new else 0
+        for inode, (_, image_id, accessed, size, pinned) in enumerate(new, first):
             try:
                 attributes.number(self._path(image_id), inode)
             except OSError:
                 odd.add(image_id)
             else:
-                rows[image_id] = (inode, image_id, *rest)
+                rows[image_id] = (inode, image_id, accessed, size, pinned)
                 adopted += 1
         return adopted
 
@@ -373,8 +375,6 @@ class XattrDriver:
         since the epoch are a floor, for that file is not synced and may go back or be lost. To
         write a number takes longer than the microsecond by which it moves the floor.
         """
-        if count == 0:
-            return 0
         with self._lock, self._across_processes():
             last = attributes.decimal(os.pread(self._lock_fd, 18, 0).decode(errors="replace"))
             [(filed,)] = self._index.rows("SELECT coalesce(max(inode), 0) FROM cachefs_images")

@@ -10,6 +10,7 @@ the source."""
 import dataclasses
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from cachefs.vfs.reader import Reader
 
 log = logging.getLogger(__name__)
 
+
+_REMEMBERED_IDS = 4096
+"""Image numbers whose ID is remembered: more than a node has in use."""
 
 _NOT_SIMPLE = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
@@ -96,13 +100,15 @@ class OpenImages:
         self._cached: dict[int, ImageFile] = {}
         self._here: dict[int, int] = {}
         self._elsewhere: set[int] = set()
+        self._held: set[int] = set()
+        self._ids: OrderedDict[int, str] = OrderedDict()
         self.hits = 0
         self._lazy: dict[int, LazyFile] = {}
 
     def cached(self, entry: Entry) -> ImageFile:
         """The open file of a cached image, opened if it is not, until it is closed. Raises
         StaleError where the image has gone, or is another by now."""
-        file = self._open(entry)
+        file = self._open(entry.image_id, join(Room.CACHED, entry.inode))
         self._elsewhere.add(file.handle)
         return file
 
@@ -111,19 +117,31 @@ class OpenImages:
         self._store.hit(image_id)
         self.hits += 1
 
-    def _open(self, entry: Entry) -> ImageFile:
-        inode = join(Room.CACHED, entry.inode)
+    def _open(self, image_id: str, inode: int) -> ImageFile:
         file = self._cached.get(inode)
         if file is not None:
             return file
         try:
-            image = self._store.open_image(entry.image_id)
+            image = self._store.open_image(image_id)
         except ImageNotFoundError as error:
             raise StaleError(str(error)) from error
-        if image.entry.inode != entry.inode:
+        if join(Room.CACHED, image.entry.inode) != inode:
             image.close()
-            raise StaleError(f"image {entry.image_id!r} has been fetched anew")
+            raise StaleError(f"image {image_id!r} has been fetched anew")
         return self._add(image, inode)
+
+    def _image_id(self, inode: int) -> str | None:
+        """The image with this number, cached still or not: a number never means another one, so
+        what was found once is remembered."""
+        image_id = self._ids.get(inode)
+        if image_id is None:
+            entry = self._store.driver.by_inode(split(inode)[1])
+            if entry is None:
+                return None
+            image_id = self._ids[inode] = entry.image_id
+            if len(self._ids) > _REMEMBERED_IDS:
+                self._ids.popitem(last=False)
+        return image_id
 
     def entry(self, serial: int) -> Entry | None:
         """What is known of an image that is open, cached still or evicted since."""
@@ -148,7 +166,10 @@ class OpenImages:
         """An image is about to be evicted, in whatever thread: if it is open, its file is held."""
         inode = join(Room.CACHED, entry.inode)
         if self._lasting and inode in self._cached:
+            self._held.add(inode)
             self._store.held.keep(self._store.layout.image(entry.image_id), inode)
+            if inode not in self._cached:  # closed meanwhile
+                self._store.held.release(inode)
 
     def backing_fd(self, nodeid: int, fh: int) -> int | None:
         """The descriptor of a complete image that is open, for the kernel to read from by itself
@@ -162,16 +183,15 @@ class OpenImages:
     def open_here(self, nodeid: int, flags: int) -> int | None:
         """Open a cached image for the relay, counting the hit; its number, or None where the open
         is not as simple as that and the filesystem is to be asked."""
-        room, serial = split(nodeid)
-        if room != Room.CACHED or not self._lasting or flags & _NOT_SIMPLE:
+        if split(nodeid)[0] != Room.CACHED or not self._lasting or flags & _NOT_SIMPLE:
             return None
         file = self._cached.get(nodeid)
         if file is None:
-            entry = self._store.driver.by_inode(serial)
-            if entry is None:
+            image_id = self._image_id(nodeid)
+            if image_id is None:
                 return None
             try:
-                file = self._open(entry)
+                file = self._open(image_id, nodeid)
             except StaleError:
                 return None
         self._here[nodeid] = self._here.get(nodeid, 0) + 1
@@ -195,6 +215,7 @@ class OpenImages:
         """Open again what a worker before this one had open; None where it was no image, or one
         whose fetch had failed. Raises why a fetch cannot go on."""
         room = split(inode)[0]
+        self._held.add(inode)  # maybe; a link too many to look for harms nobody
         if room == Room.CACHED:
             entry = self._store.driver.by_inode(split(inode)[1])
             return self.cached(entry) if entry else self._open_held(inode)
@@ -251,7 +272,8 @@ class OpenImages:
         if inode in self._here or inode in self._elsewhere:
             return
         os.close(self._cached.pop(inode).fd)
-        if self._lasting:
+        if inode in self._held:
+            self._held.discard(inode)
             self._store.held.release(inode)
 
     def _closed_lazy(self, inode: int) -> None:
