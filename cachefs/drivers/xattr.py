@@ -29,9 +29,10 @@ log = logging.getLogger(__name__)
 
 VIEW = """
 CREATE TABLE cachefs_images (
-    inode INTEGER PRIMARY KEY, image_id TEXT UNIQUE NOT NULL, last_accessed REAL NOT NULL,
+    inode INTEGER PRIMARY KEY, image_id TEXT NOT NULL, last_accessed REAL NOT NULL,
     size INTEGER NOT NULL, pinned INTEGER NOT NULL);
 """
+BY_ID = "CREATE UNIQUE INDEX cachefs_by_id ON cachefs_images(image_id);"
 
 Row = tuple[int, str, float, int, int]
 """A row of the view, in the order of its columns."""
@@ -259,6 +260,7 @@ class XattrDriver:
         """Make the view anew, all of it at once, for one row at a time costs several times as much.
         What is not plain is left to :meth:`_refresh`, name by name: removed and perhaps unlinked,
         a number that makes no sense or that two files have, one that another process is writing."""
+        self._scanned = False  # If this fails, the changes it was to see are still to be seen.
         gone = {row[0] for row in self._index.rows("SELECT image_id FROM cachefs_images")}
         rows: dict[str, Row] = {}
         numbers: set[int] = set()
@@ -408,12 +410,13 @@ class XattrDriver:
 
 
 def _view(rows: Iterable[Row]) -> Index:
-    """A view of *rows*. Indexes and triggers come last, for a row costs more with each."""
+    """A view of *rows*. Indexes and triggers come last, for a row costs more with each; in the
+    order of the numbers, rows are only ever appended."""
     index = Index(":memory:")
     try:
         index.script(VIEW)
-        index.fill(FILE, rows)
-        index.script(SCHEMA + COUNT)
+        index.fill(FILE, sorted(rows))
+        index.script(BY_ID + SCHEMA + COUNT)
     except BaseException:
         index.close()
         raise

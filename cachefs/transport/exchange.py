@@ -105,6 +105,7 @@ class Exchange:
         self._quarantine = quarantine
         self._wants_to_end = wants_to_end
         self._out: dict[int, Pending] = {}
+        self._reads: set[int] = set()
         self._interrupted: dict[int, int] = {}  # unique -> pid: may want to end later
         self._swallow: dict[int, Pending] = {}
         self._offered = 0
@@ -235,9 +236,18 @@ class Exchange:
             self.check_interrupted()
 
     @property
-    def interrupted(self) -> bool:
+    def waiting(self) -> bool:
         """Whether :meth:`check_interrupted` has anything to watch."""
-        return bool(self._interrupted)
+        return bool(self._out)
+
+    def watch_reads(self) -> None:
+        """Take READs for interrupted that were out at the last call already: the kernel tells
+        nobody of a signal to who waits for a page that readahead has asked for
+        (``folio_wait_bit_killable``). To be called now and then, before the following."""
+        reads = {unique for unique, out in self._out.items() if out.opcode == Opcode.READ}
+        for unique in reads & self._reads:
+            self._interrupted.setdefault(unique, self._out[unique].pid)
+        self._reads = reads
 
     def check_interrupted(self) -> None:
         """Answer EINTR to interrupted requests whose callers want to end. To be called now and

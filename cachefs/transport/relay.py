@@ -308,7 +308,7 @@ class RelayTransport:
     def _after_work(self) -> None:
         if self._exchange.idle:
             self._idle.set()
-        if self._exchange.interrupted:
+        if self._exchange.waiting:
             self._watch.set()
         if self._table.init_answered:
             self._init_answered.set()
@@ -317,7 +317,8 @@ class RelayTransport:
         while True:
             await self._watch.wait()
             self._watch = trio.Event()
-            while self._exchange.interrupted:
+            while self._exchange.waiting:
+                self._exchange.watch_reads()
                 self._exchange.check_interrupted()
                 await trio.sleep(_INTERRUPT_POLL)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.cache_dir import CacheDir
 
-from cachefs.drivers import Entry, Totals, open_driver, registry, watch
+from cachefs.drivers import Entry, Totals, attributes, open_driver, registry, watch
 from cachefs.drivers.xattr import XattrDriver
 from cachefs.errors import DriverError, InvalidValueError
 
@@ -108,6 +108,90 @@ def test_numbers_rise_though_the_clock_and_the_counter_go_back(cache: CacheDir) 
     driver.configure()
     assert cache.publish(driver, Entry("b", 1)).inode > first.inode
     driver.close()
+
+
+def test_adopted_images_are_numbered_above_all_that_are_found(cache: CacheDir) -> None:
+    numbered = cache.path / "m"
+    numbered.touch()
+    os.setxattr(numbered, "user.cachefs.inode", str(10**17).encode())
+    for name in ("a", "b", "y", "z"):
+        (cache.path / name).touch()
+    driver = XattrDriver(cache.path, clock_ns=lambda: 1)
+    driver.configure()
+    assert driver.reconcile() == (4, 0)
+    numbers = {entry.inode for entry in driver.entries()}
+    assert numbers == set(range(10**17, 10**17 + 5))
+    assert cache.publish(driver, Entry("next", 0)).inode == 10**17 + 5
+    driver.close()
+
+
+def test_copies_with_attributes_are_told_apart_at_the_start(cache: CacheDir) -> None:
+    for name in ("a", "b", "c"):
+        (cache.path / name).write_bytes(b"12")
+        os.setxattr(cache.path / name, "user.cachefs.inode", b"7")
+    driver = cache.open()
+    assert driver.totals() == Totals(3, 6)
+    assert len({entry.inode for entry in driver.entries()}) == 3
+
+
+def test_a_number_that_another_process_gives_meanwhile_stands(
+    cache: CacheDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (cache.path / name).touch()
+
+    def other(path: str, inode: int) -> None:
+        os.setxattr(path, "user.cachefs.inode", b"%d" % (5 if path.endswith("a") else 6))
+        raise FileExistsError(path)
+
+    monkeypatch.setattr(attributes, "number", other)
+    driver = XattrDriver(cache.path)
+    driver.configure()
+    assert driver.reconcile() == (0, 0)
+    assert [entry.inode for entry in driver.entries()] == [5, 6]
+    driver.close()
+
+
+def test_images_that_go_between_listing_and_numbering_are_no_error(
+    cache: CacheDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache.path / "a").touch()
+
+    def gone(path: str, inode: int) -> None:
+        Path(path).unlink()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(attributes, "number", gone)
+    driver = cache.open()
+    assert list(driver.entries()) == []
+    assert driver.totals() == Totals(0, 0)
+
+
+def test_a_failed_scan_is_made_up_for_by_the_next_call(
+    cache: CacheDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: str) -> None:
+        raise OSError("injected")
+
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 3))
+    (cache.path / "b").write_bytes(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing)
+        with pytest.raises(OSError, match="injected"):
+            driver.reconcile()
+    assert driver.totals() == Totals(2, 4)
+    assert ids(driver.entries()) == ["a", "b"]
+
+
+def test_pins_and_access_times_are_known_after_a_start(cache: CacheDir) -> None:
+    driver = cache.open()
+    for name, accessed in (("a", 3.0), ("b", 2.0), ("c", 1.0)):
+        cache.publish(driver, Entry(name, 1, last_accessed=accessed, pinned=name == "b"))
+    cache.close()
+    driver = cache.open()
+    assert ids(driver.lru()) == ["c", "a"]
+    assert ids(driver.pinned()) == ["b"]
 
 
 def test_an_image_written_in_place_is_counted_in_full(cache: CacheDir) -> None:

@@ -315,10 +315,21 @@ def test_a_signal_that_does_not_end_the_caller_is_no_eintr_until_one_does() -> N
         b.request(open_request(2))
         assert b.request(interrupt(2)) is None
         assert b.received() is None
-        assert b.exchange.interrupted
+        assert b.exchange.waiting
         ends = True
         b.exchange.check_interrupted()
         assert b.received() == wire.error_reply(2, errno.EINTR)
+
+
+def test_a_read_that_waits_lets_go_of_a_caller_who_wants_to_end_though_the_kernel_says_nothing() -> (
+    None
+):
+    with bench(wants_to_end=lambda _: True) as b:
+        b.request(wire.request(15, 2, 1, bytes(40)))
+        for expected in (None, wire.error_reply(2, errno.EINTR)):
+            b.exchange.watch_reads()
+            b.exchange.check_interrupted()
+            assert b.received() == expected
 
 
 def test_an_interrupt_of_what_is_answered_is_dropped() -> None:
