@@ -8,6 +8,7 @@ Disk space comes back with the last link and the last descriptor."""
 import contextlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,16 @@ class Held:
         self.path(number).unlink(missing_ok=True)
         self._note(number).unlink(missing_ok=True)
 
+    def keep_only(self, numbers: Collection[int]) -> None:
+        """Release everything else."""
+        names = {str(number) for number in numbers}
+        for path in list(self._directory.iterdir()):
+            if path.name.partition(".")[0] not in names:
+                path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Release everything."""
-        for path in list(self._directory.iterdir()):
-            path.unlink(missing_ok=True)
+        self.keep_only(())
 
     def _note(self, number: int) -> Path:
         return self._directory / f"{number}.json"

@@ -27,13 +27,18 @@ log = logging.getLogger(__name__)
 SYNC_EVERY = 5.0
 """Seconds between syncs of what has arrived: what a power loss costs, at most."""
 
+SPAN_TIME = 0.25
+"""Seconds that a request of the background fill should take: a reader may come to wait for the last
+chunk of it. Less where that is less than a chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to fetch. *fetches* is of queued images at once; *connections* of requests for one image
-    that fill it, *urgent* of further ones for what readers wait for; *span* bytes are asked for in
-    one request, *urgent_span* where somebody waits; *tries* come after a passing failure without
-    progress between. Without *keep* the last reader's close ends a fetch that nobody queued."""
+    that fill it, *urgent* of further ones for what readers wait for; at most *span* bytes are asked
+    for in one request, *urgent_span* where somebody waits; *tries* come after a passing failure
+    without progress between. Without *keep* the last reader's close ends a fetch that nobody
+    queued."""
 
     fetches: int = 3
     connections: int = 4
@@ -105,12 +110,19 @@ class Transfer:
 
     async def _fill(self) -> None:
         """Get span after span until none is missing."""
-        patience = Patience(self._settings.tries)
-        most = self._settings.span if self.ranges else self._image.size
+        settings = self._settings
+        patience = Patience(settings.tries)
+        most = min(settings.span, settings.urgent_span)
+        if not self.ranges:
+            most = self._image.size + self.map.chunk
         while not self.map.complete:
             await self._traffic.precedence.turn(lambda: self._is_read() or self.map.complete)
             span = self.map.claim_demanded(most) or self.map.claim_next(most)
+            began = trio.current_time()
             await self._get_or_wait(span, patience)
+            if span is not None and self.ranges:
+                rate = len(span) / max(trio.current_time() - began, 1e-3)
+                most = min(int(rate * SPAN_TIME), settings.span)
 
     async def _hurry(self) -> None:
         """Get what readers wait for, until none is missing."""

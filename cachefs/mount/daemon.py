@@ -21,7 +21,7 @@ from cachefs.config import Config
 from cachefs.control import Operator, Worker, build
 from cachefs.control.operator import Transport as TransportStatus
 from cachefs.drivers import Entry
-from cachefs.errors import CacheFSError
+from cachefs.errors import CacheFSError, StaleError
 from cachefs.evictor import Evictor
 from cachefs.fetcher import Fetcher, Flight, Settings
 from cachefs.fuse import Operations
@@ -30,7 +30,7 @@ from cachefs.sources import open_source
 from cachefs.transport.worker import Attachment
 from cachefs.vfs.images import Images
 from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, Room, Serials, join
-from cachefs.vfs.nodes import FixedDirectory, Space
+from cachefs.vfs.nodes import FixedDirectory, Node, Space
 from cachefs.vfs.opened import OpenImages
 from cachefs.vfs.tree import Nodes, Tree, fixed
 
@@ -89,7 +89,7 @@ class Daemon:
             worker=Worker(os.getpid(), time.time(), attachment.restarts, os.getppid()),
             transport=TransportStatus(info.mode, info.passthrough, info.why),
         )
-        tree = _tree(self._images, operator, serials, group_id(config))
+        tree = _tree(self._images, self._opened, operator, serials, group_id(config))
         self._operations = Operations(tree, serials, self._space)
         store.on_evicting(self._opened.hold)
         store.on_evicted(self._evicted)
@@ -116,10 +116,9 @@ class Daemon:
     async def _begin(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
         """Our turn: nobody else serves the mount now, and nothing is answered before this
         returns."""
+        self._opened.drop_others(() if first else open_nodes)
         await self._nursery.start(self._fetcher.run)
         self._nursery.start_soon(self._evictor.run)
-        if first:
-            self._store.held.clear()
         for inode, opens in open_nodes.items():
             try:
                 file = await self._opened.take_up(inode)
@@ -146,6 +145,7 @@ class Daemon:
 
     def _flight_ended(self, flight: Flight) -> None:
         """The name of the image that was being fetched means another node now, or none."""
+        self._opened.flight_ended(flight)
         for inode in self._images.flight_ended(flight):
             self._transport.invalidate_inode(inode)
         self._transport.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
@@ -155,8 +155,20 @@ class Daemon:
         return Space(usage.limit, usage.free, self._store.totals().images)
 
 
-def _tree(images: Images, operator: Operator, serials: Serials, gid: int | None) -> Tree:
+def _tree(
+    images: Images, opened: OpenImages, operator: Operator, serials: Serials, gid: int | None
+) -> Tree:
     control, nodes, rooms = build(operator, serials, gid)
+
+    def lazy_node(serial: int) -> Node:
+        try:
+            return images.lazy_node(serial)
+        except StaleError:
+            node = opened.nameless(serial)  # of an earlier worker's time
+            if node is None:
+                raise
+            return node
+
     root = FixedDirectory(ROOT_INODE)
     root.add("images", images)
     root.add("control", control)
@@ -164,7 +176,7 @@ def _tree(images: Images, operator: Operator, serials: Serials, gid: int | None)
         {
             Room.FIXED: fixed([root, images, *nodes]),
             Room.CACHED: Nodes(images.cached_node),
-            Room.LAZY: Nodes(images.lazy_node, images.forget_lazy),
+            Room.LAZY: Nodes(lazy_node, images.forget_lazy),
             **rooms,
         }
     )

@@ -5,25 +5,29 @@ A mount whose handles outlive its daemon (*lasting*) needs three things, all her
 is its inode's, so that another process knows what it means. What is open while it loses its name,
 because it is published, evicted or fetched anew, is held by a link (:mod:`cachefs.cache.held`). And
 an image that is being fetched is noted with its version, so that the fetch can go on without asking
-the source."""
+the source.
+
+INVARIANT: a held file is taken for an image only if it was published: the file of a fetch that
+failed, or was cancelled, is full of holes."""
 
 import dataclasses
 import logging
 import os
+import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from cachefs.cache import OpenImage, Store, share
 from cachefs.drivers import Entry
-from cachefs.errors import ImageNotFoundError, StaleError
+from cachefs.errors import ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import Digest
 from cachefs.sources import SourceImage
 from cachefs.vfs.inodes import Room, join, split
 from cachefs.vfs.interrupt import unless_interrupted
-from cachefs.vfs.nodes import NOBODY, Caller, OpenFile
+from cachefs.vfs.nodes import MAX_TIMEOUT, NOBODY, Attributes, Caller, Node, OpenFile
 from cachefs.vfs.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,12 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED_IDS = 4096
 """Image numbers whose ID is remembered: more than a node has in use."""
+
+_LEAVING = 4096
+"""Evicted images' numbers that are remembered: more than can be opened while they are evicted."""
+
+_COMPLETE = "complete"
+"""The member of an image's note that says that it was published."""
 
 _NOT_SIMPLE = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
@@ -89,6 +99,25 @@ class LazyFile(OpenFile):
         self.flight.drop_reader()
 
 
+class NamelessNode(Node):
+    """An image that was opened while it was being fetched, by way of another process: it is known
+    by its inode number only."""
+
+    def __init__(self, file: OpenFile, inode: int, size: int) -> None:
+        self._file = file
+        self._inode = inode
+        self._size = size
+
+    def attributes(self) -> Attributes:
+        return Attributes(self._inode, stat.S_IFREG | 0o444, self._size, attr_timeout=MAX_TIMEOUT)
+
+    async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        """By ``/proc/PID/fd/N``, say."""
+        if writing:
+            raise ReadOnlyError("images are read-only")
+        return self._file
+
+
 class OpenImages:
     """The open images of one mount, by inode number. For the event loop, but for :meth:`hold`."""
 
@@ -101,6 +130,7 @@ class OpenImages:
         self._here: dict[int, int] = {}
         self._elsewhere: set[int] = set()
         self._held: set[int] = set()
+        self._leaving: OrderedDict[int, None] = OrderedDict()
         self._ids: OrderedDict[int, str] = OrderedDict()
         self.hits = 0
         self._lazy: dict[int, LazyFile] = {}
@@ -128,7 +158,22 @@ class OpenImages:
         if join(Room.CACHED, image.entry.inode) != inode:
             image.close()
             raise StaleError(f"image {image_id!r} has been fetched anew")
-        return self._add(image, inode)
+        file = self._add(image, inode)
+        # After it was added, for hold() looks in the other order: one of us sees the other.
+        if inode in self._leaving:
+            self._hold_leaving(file, image_id)
+        return file
+
+    def _hold_leaving(self, file: ImageFile, image_id: str) -> None:
+        """Hold the file of an image that was opened while it was being evicted. Raises StaleError
+        where that is too late."""
+        if not self._lasting:
+            return
+        self._held.add(file.handle)
+        self._store.held.keep_open(file.fd, file.handle)
+        if not self._store.held.path(file.handle).exists():
+            self._close_unless_open(file.handle)
+            raise StaleError(f"image {image_id!r} has just been evicted")
 
     def _image_id(self, inode: int) -> str | None:
         """The image with this number, cached still or not: a number never means another one, so
@@ -165,6 +210,9 @@ class OpenImages:
     def hold(self, entry: Entry) -> None:
         """An image is about to be evicted, in whatever thread: if it is open, its file is held."""
         inode = join(Room.CACHED, entry.inode)
+        self._leaving[inode] = None
+        if len(self._leaving) > _LEAVING:
+            self._leaving.popitem(last=False)
         if self._lasting and inode in self._cached:
             self._held.add(inode)
             self._store.held.keep(self._store.layout.image(entry.image_id), inode)
@@ -213,7 +261,7 @@ class OpenImages:
 
     async def take_up(self, inode: int) -> OpenFile | None:
         """Open again what a worker before this one had open; None where it was no image, or one
-        whose fetch had failed. Raises why a fetch cannot go on."""
+        whose fetch had failed or was cancelled. Raises why a fetch cannot go on."""
         room = split(inode)[0]
         self._held.add(inode)  # maybe; a link too many to look for harms nobody
         if room == Room.CACHED:
@@ -222,14 +270,39 @@ class OpenImages:
         members = self._store.held.noted(inode) if room == Room.LAZY else None
         if members is None:
             return None
+        complete = members.pop(_COMPLETE, False)
         image = _image(members)
         held, layout = self._store.held.path(inode), self._store.layout
-        if _is_same(held, layout.invalid(image.image_id)):
-            return None
-        if not _is_same(held, layout.incomplete(image.image_id)):
-            return self._open_held(inode)
-        flight = self._fetcher.start(image)
-        return await self.lazy(split(inode)[1], flight, NOBODY)
+        if not complete and _is_same(held, layout.incomplete(image.image_id)):
+            flight = self._fetcher.start(image)
+            if flight.image != image:
+                raise StaleError(f"image {image.image_id!r} is being fetched in another version")
+            return await self.lazy(split(inode)[1], flight, NOBODY)
+        if not complete:
+            # Killed between the publication and the note of it, or it never was published.
+            if not _is_same(held, layout.image(image.image_id)):
+                return None
+            self._note(image, inode, complete=True)
+        return self._open_held(inode)
+
+    def drop_others(self, inodes: Collection[int]) -> None:
+        """Release what no kernel has open: left by a worker that was killed in an open."""
+        self._store.held.keep_only(inodes)
+
+    def flight_ended(self, flight: Flight) -> None:
+        """A fetch has ended: what its readers have open is the image now, or nothing."""
+        if flight.error is None:
+            for inode, file in self._lazy.items():
+                if file.flight is flight and self._lasting:
+                    self._note(flight.image, inode, complete=True)
+
+    def nameless(self, serial: int) -> Node | None:
+        """The node of an image that was opened while it was being fetched, if it is open."""
+        inode = join(Room.LAZY, serial)
+        cached, lazy = self._cached.get(inode), self._lazy.get(inode)
+        if cached is not None:
+            return NamelessNode(cached, inode, cached.entry.size)
+        return NamelessNode(lazy, inode, lazy.flight.image.size) if lazy else None
 
     def _open_held(self, inode: int) -> OpenFile | None:
         try:
@@ -253,7 +326,7 @@ class OpenImages:
         if not self._lasting:
             return LazyFile(flight, self._reader, pid=pid, handle=0, on_close=lambda: None)
         # Before the kernel hears of the open: the next worker must find the file, and what it is.
-        self._store.held.note(inode, dataclasses.asdict(flight.image))
+        self._note(flight.image, inode, complete=False)
         self._store.held.keep_open(flight.fd, inode)
         self._lazy[inode] = file = LazyFile(
             flight,
@@ -263,6 +336,9 @@ class OpenImages:
             on_close=lambda: self._closed_lazy(inode),
         )
         return file
+
+    def _note(self, image: SourceImage, inode: int, *, complete: bool) -> None:
+        self._store.held.note(inode, dataclasses.asdict(image) | {_COMPLETE: complete})
 
     def _closed_elsewhere(self, inode: int) -> None:
         self._elsewhere.discard(inode)

@@ -321,9 +321,7 @@ def test_a_signal_that_does_not_end_the_caller_is_no_eintr_until_one_does() -> N
         assert b.received() == wire.error_reply(2, errno.EINTR)
 
 
-def test_a_read_that_waits_lets_go_of_a_caller_who_wants_to_end_though_the_kernel_says_nothing() -> (
-    None
-):
+def test_a_read_behind_readahead_lets_go_of_a_caller_who_wants_to_end() -> None:
     with bench(wants_to_end=lambda _: True) as b:
         b.request(wire.request(15, 2, 1, bytes(40)))
         for expected in (None, wire.error_reply(2, errno.EINTR)):
