@@ -92,7 +92,7 @@ class Answers:
             )
             self.health = Health()
         except CacheFSError as error:
-            question.error = error
+            question.error = again(error)
             self._remember(image_id, error)
         except Exception as error:
             log.exception("asking for %r met an error that nobody foresaw", image_id)

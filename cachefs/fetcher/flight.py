@@ -205,15 +205,22 @@ class Flight:
 
     async def _run(self) -> Entry:
         transaction = await self._in_thread(self._begin)
-        error: BaseException | None = None
+        how: Callable[[Transaction], None] = self._keep_unless_cancelled
         try:
             return await self._fetch(transaction)
-        except BaseException as caught:
-            error = caught
+        except ChecksumError as error:
+            how = partial(Transaction.reject, error=again(error), source=self.image.source)
+            raise
+        except Exception as error:
+            how = Transaction.keep if is_passing(error) else Transaction.abort
             raise
         finally:
             with trio.CancelScope(shield=True):
-                await self._in_thread(lambda: self._end(transaction, error))
+                await self._in_thread(partial(_end, transaction, how))
+
+    def _keep_unless_cancelled(self, transaction: Transaction) -> None:
+        if not self.cancelled:
+            transaction.keep()
 
     def _begin(self) -> Transaction:
         image = self.image
@@ -222,15 +229,6 @@ class Flight:
             digest = str(image.digest) if image.digest else None
             version = Version(image.size, _tag(image), digest)
         return self._store.begin(image.image_id, image.size, version)
-
-    def _end(self, transaction: Transaction, error: BaseException | None) -> None:
-        """End a transaction that has not been committed: by *error*, or by a cancellation."""
-        passing = is_passing(error) if isinstance(error, Exception) else not self.cancelled
-        with transaction:  # which aborts it, but for what follows
-            if isinstance(error, ChecksumError):
-                transaction.reject(error, self.image.source)
-            elif passing:
-                transaction.keep()
 
     async def _fetch(self, transaction: Transaction) -> Entry:
         assert transaction.partial is not None
@@ -288,7 +286,7 @@ class Flight:
             await note_failure(
                 self._store, self.image.image_id, error, self.image.source, self._traffic.disk
             )
-        self.error = error
+        self.error = again(error)  # without its frames, which may hold a connection
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The result of *work*, which may wait for the disk; not cancellable once it has begun."""
@@ -340,6 +338,12 @@ def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:
             raise OSError(errno.EIO, "the incomplete file has been shortened by somebody")
         hasher.update(buffer[:count])
         start += count
+
+
+def _end(transaction: Transaction, how: Callable[[Transaction], None]) -> None:
+    """End a transaction, unless it has been committed; where *how* does not, it is aborted."""
+    with transaction:
+        how(transaction)
 
 
 def _tag(image: SourceImage) -> str | None:

@@ -21,4 +21,7 @@ async def together(*tasks: Callable[[], Awaitable[None]]) -> None:
         for task in tasks:
             nursery.start_soon(guard, task)
     if errors:
-        raise errors[0]
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # no cycle of errors and frames keeps anything open

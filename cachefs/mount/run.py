@@ -4,6 +4,7 @@ stays.
 Imports neither pyfuse3 nor trio: those are the worker's (:mod:`cachefs.mount.worker`), a process of
 its own that may die, or be replaced by a newer one, while the mount stays."""
 
+import errno
 import functools
 import os
 import sys
@@ -68,7 +69,10 @@ def _supervise(
         )
         return supervisor.run()
     except OSError as error:
-        raise MountError(f"cannot mount {config.mountpoint}: {error.strerror}") from error
+        why = error.strerror
+        if error.errno == errno.EINVAL and config.options:
+            why = f"the kernel does not take -o {','.join(config.options)}"
+        raise MountError(f"cannot mount {config.mountpoint}: {why}") from error
     finally:
         os.close(claim)
 
@@ -90,5 +94,5 @@ def _claim(private: Path) -> int:
         own(fd)
     except BlockingIOError:
         os.close(fd)
-        raise MountError(f"another mount is using the cache directory {private.parent}") from None
+        raise MountError(f"another daemon is using the cache directory {private.parent}") from None
     return fd

@@ -11,6 +11,7 @@ from cachefs.errors import CacheFSError, MountError
 from cachefs.mount.daemon import serve
 from cachefs.mount.handoff import from_text
 from cachefs.mount.logs import log_to
+from cachefs.transport.handover import TOLD_WHY
 from cachefs.transport.worker import Attachment
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,12 @@ def main() -> int:
     log_to(config)
     try:
         trio.run(serve, config, attachment, lambda: None if config.foreground else _hush())
-    except BaseExceptionGroup as group:
-        error = _first(group)
-        log.error("%s", error)
-        sys.stderr.write(f"cachefs: {error}\n")
-        return 1
+    except (CacheFSError, OSError, BaseExceptionGroup) as error:
+        text = str(_first(error))
+        if not config.foreground or config.log_file is not None:
+            log.error("%s", text)
+        sys.stderr.write(f"cachefs: {text}\n")
+        return TOLD_WHY
     return 0
 
 
@@ -41,12 +43,11 @@ def _hush() -> None:
     os.close(null)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error that is no group."""
-    error: BaseException = group
+def _first(error: BaseException) -> BaseException:
+    """The first error that is no group, in words of ours."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, CacheFSError) else MountError(f"cannot serve: {error}")
+    return error if isinstance(error, CacheFSError) else MountError(f"cannot serve: {error!r}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ STOP: Final = b"stop"  # the same, and nobody comes after you
 
 DRAIN_SECONDS: Final = 5.0
 
+TOLD_WHY: Final = 78  # EX_CONFIG of sysexits.h
+"""Exit status of a worker that could not begin and has said why, in one line on stderr."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:

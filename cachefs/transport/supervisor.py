@@ -44,7 +44,7 @@ from typing import Final
 
 from . import device as fuse_device
 from .base import MountOptions, TransportInfo
-from .handover import DRAIN, ENVIRONMENT, GO, READY, STANDBY, STOP, UNMOUNTED, Inheritance
+from .handover import DRAIN, ENVIRONMENT, GO, READY, STANDBY, STOP, TOLD_WHY, UNMOUNTED, Inheritance
 from .table import OpenTable
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ class Supervisor:
     ) -> None:
         self.info = info
         self.reason = ""
+        self._told = False
         self.restarts = 0
         self._command = list(command)
         self._mountpoint = mountpoint
@@ -186,7 +187,7 @@ class Supervisor:
             self._clean_up()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self.reason:
+        if self.reason and not self._told:
             log.error("gave up on %s: %s", self._mountpoint, self.reason)
         return 1 if self.reason else 0
 
@@ -327,6 +328,9 @@ class Supervisor:
         self._deaths += 1
         # A SIGKILL that is not ours is an operator's, and no fault of any request.
         self._crashes += worker.silent or worker.process.returncode != -signal.SIGKILL
+        if not self._served and worker.process.returncode == TOLD_WHY:
+            self.reason, self._told = how, True
+            return
         log.error("%s", how)
         if not self._served or self._deaths >= self._limits.give_up_after:
             self.reason = f"{self._deaths} workers died in a row, the last: {how}"
