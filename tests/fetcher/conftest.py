@@ -83,12 +83,13 @@ class FakeSource:
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> Iterator[None]:
     """No descriptor is left open by a test."""
-    before = set(os.listdir("/proc/self/fd"))
+    descriptors = Path("/proc/self/fd")
+    before = set(descriptors.iterdir())
     yield
     leaked = []
-    for number in set(os.listdir("/proc/self/fd")) - before:
+    for descriptor in set(descriptors.iterdir()) - before:
         with contextlib.suppress(FileNotFoundError):
-            target = os.readlink(f"/proc/self/fd/{number}")
+            target = str(descriptor.readlink())
             # obstore keeps its connections and its own runtime.
             if not target.startswith(("socket:", "anon_inode:", "pipe:", "/proc/")):
                 leaked.append(target)
@@ -161,7 +162,7 @@ def running(store: Store) -> Running:
 
 async def until(condition: Callable[[], object]) -> None:
     """Return once *condition* holds; the surrounding time limit ends a wait in vain."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - what tells of it is often no event
         await trio.sleep(0.005)
 
 

@@ -225,10 +225,10 @@ def test_a_symbolic_link_or_a_directory_is_no_map(path: Path, tmp_path: Path) ->
 
 
 def test_refused_maps_leave_no_descriptor_open(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     path.write_bytes(b"{}")
     assert reopened(path) is None
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_tag_too_long_for_a_map_touches_nothing(path: Path) -> None:

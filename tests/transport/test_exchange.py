@@ -142,7 +142,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(actions, st.booleans())
 def test_any_message_is_forwarded_unharmed(  # noqa: C901 - one branch for each kind of message
     script: list[Any], resent: bool

@@ -208,7 +208,7 @@ def test_three_kills_around_one_orphan_leak_nothing() -> None:
     assert kernel.ids == {}
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=2, max_size=8))
 def test_many_kills_even_while_recovering_leak_nothing(kill_at: list[tuple[int, bool]]) -> None:
     kernel, _, _ = play(FULL_LIFE, kill_at)
