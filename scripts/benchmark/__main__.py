@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmark import fetching, opening, reading, scale
+from benchmark import fetching, missing, opening, reading, scale
 from benchmark.lab import Lab
 from benchmark.measure import Row
 
@@ -23,6 +23,8 @@ SUBJECTS: dict[str, tuple[Callable[[Lab], Iterator[Row]], str]] = {
     "opens-64": (opening.round_robin, "the same, round 64 images"),
     "fetch": (fetching.unsummed, "touch queue/ID until cached/ID is there"),
     "fetch-sums": (fetching.summed, "the same, verified by a SHA256SUMS"),
+    "first-byte": (missing.first_bytes, "the first 4 KiB of an image that is not cached"),
+    "miss": (missing.sequential, "a sequential read of an image that is not cached"),
     "scale-sqlite": (scale.sqlite, "start, ls, eviction, memory with many cached images"),
     "scale-xattr": (scale.xattr, "the same with the xattr driver"),
 }

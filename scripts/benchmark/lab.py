@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -78,6 +79,7 @@ class Lab:
         self.here = here
         self.root = here / "origin"
         self.quick = quick
+        self.cachefs_pid = 0
         self.rounds = rounds or (3 if quick else 7)
         self._stack = contextlib.ExitStack()
 
@@ -143,16 +145,29 @@ class Lab:
         """A cachefs mount of the origin."""
         mountpoint = self._directory("cachefs")
         served = self.start_cachefs(self.url, mountpoint, self.here / "cachefs.cache")
+        self.cachefs_pid = served.pid
         return self._ready(self.serve(served), "control/status")
 
     @functools.cached_property
     def rclone(self) -> Path:
         """An rclone mount of the origin that caches whole files."""
-        mountpoint = self._directory("rclone")
+        return self._ready(self.serve(self._start_rclone("rclone")), "")
+
+    @contextlib.contextmanager
+    def fresh_rclone(self) -> Iterator[Path]:
+        """The same for a while, with an empty cache."""
+        served = self._start_rclone(f"rclone-{time.monotonic_ns()}")
+        try:
+            yield self._ready(served, "")
+        finally:
+            served.stop()
+
+    def _start_rclone(self, name: str) -> Served:
+        mountpoint = self._directory(name)
         command = ["rclone", "mount", ":http:", str(mountpoint), "--http-url", self.url]
-        command += ["--vfs-cache-mode", "full", "--cache-dir", str(self.here / "rclone.cache")]
+        command += ["--vfs-cache-mode", "full", "--cache-dir", str(self.here / f"{name}.cache")]
         command += ["--read-only", "--config", os.devnull, "--dir-cache-time", "1h"]
-        return self._ready(self.serve(Served(command, self.here / "rclone.log", mountpoint)), "")
+        return Served(command, self.here / f"{name}.log", mountpoint)
 
     def start_cachefs(self, source: str, mountpoint: Path, cache: Path, *more: str) -> Served:
         """Start a cachefs in the foreground; the caller waits, and stops it."""
