@@ -1,0 +1,186 @@
+"""Questions to the source: asked once for all, and noes remembered for a while."""
+
+import logging
+
+import pytest
+import trio
+import trio.testing
+
+from cachefs.errors import (
+    CacheFSError,
+    ImageNotFoundError,
+    SourceError,
+    SourceRefusedError,
+    SourceUnreachableError,
+)
+from cachefs.fetcher.answers import MAX_NOES, NO_FOR, TROUBLE_FOR, Answers
+
+from .conftest import FakeSource, until
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource({"img": b"x" * 10})
+
+
+async def asked(answers: Answers, nursery: trio.Nursery, image_id: str) -> str:
+    """The answer in one word: the size, or the error's class."""
+    try:
+        return str((await answers.ask(nursery, image_id)).size)
+    except CacheFSError as error:
+        return type(error).__name__
+
+
+async def test_many_who_ask_at_once_are_one_question(
+    source: FakeSource, nursery: trio.Nursery
+) -> None:
+    answers, heard = Answers(source), []
+    source.answer.clear()
+
+    async def ask() -> None:
+        heard.append(await asked(answers, nursery, "img"))
+
+    async with trio.open_nursery() as askers:
+        for _ in range(50):
+            askers.start_soon(ask)
+        await until(lambda: source.stats)
+        source.answer.set()
+    assert heard == ["10"] * 50
+    assert source.stats == ["img"]
+
+
+async def test_a_yes_is_asked_for_again(source: FakeSource, nursery: trio.Nursery) -> None:
+    answers = Answers(source)
+    await answers.ask(nursery, "img")
+    await answers.ask(nursery, "img")
+    assert source.stats == ["img", "img"]
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (ImageNotFoundError("no"), NO_FOR),
+        (SourceRefusedError("no"), NO_FOR),
+        (SourceUnreachableError("down"), TROUBLE_FOR),
+        (SourceError("nonsense"), TROUBLE_FOR),
+    ],
+)
+async def test_a_no_is_believed_for_some_seconds(
+    source: FakeSource,
+    nursery: trio.Nursery,
+    mock_clock: trio.testing.MockClock,
+    error: CacheFSError,
+    seconds: float,
+) -> None:
+    answers = Answers(source)
+    source.errors = [error]
+    for _ in range(100):
+        assert await asked(answers, nursery, "img") == type(error).__name__
+        mock_clock.jump(seconds / 101)
+    assert source.stats == ["img"]
+    mock_clock.jump(seconds / 10)
+    assert await asked(answers, nursery, "img") == "10"
+
+
+async def test_a_no_to_one_name_is_none_to_another(
+    source: FakeSource, nursery: trio.Nursery
+) -> None:
+    answers = Answers(source)
+    assert await asked(answers, nursery, "other") == "ImageNotFoundError"
+    assert await asked(answers, nursery, "img") == "10"
+
+
+async def test_a_no_can_be_forgotten(source: FakeSource, nursery: trio.Nursery) -> None:
+    answers = Answers(source)
+    await asked(answers, nursery, "new")
+    source.images["new"] = b"x"
+    assert await asked(answers, nursery, "new") == "ImageNotFoundError"
+    answers.forget("new")
+    assert await asked(answers, nursery, "new") == "1"
+
+
+async def test_the_oldest_noes_are_forgotten_first(
+    source: FakeSource, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.fetcher.answers.MAX_NOES", 3)
+    assert MAX_NOES > 100
+    answers = Answers(source)
+    for name in ("a", "b", "c", "d"):
+        await asked(answers, nursery, name)
+    source.stats.clear()
+    for name in ("d", "c", "b", "a"):
+        await asked(answers, nursery, name)
+    assert source.stats == ["a"]
+
+
+async def test_a_remembered_no_keeps_no_frames_alive(
+    source: FakeSource, nursery: trio.Nursery
+) -> None:
+    answers = Answers(source)
+    await asked(answers, nursery, "missing")
+    with pytest.raises(ImageNotFoundError) as caught:
+        await answers.ask(nursery, "missing")
+    assert caught.value.__cause__ is None
+
+
+async def test_who_is_cancelled_takes_the_answer_from_nobody(
+    source: FakeSource, nursery: trio.Nursery
+) -> None:
+    answers, heard = Answers(source), []
+    source.answer.clear()
+
+    async def ask() -> None:
+        heard.append(await asked(answers, nursery, "img"))
+
+    async with trio.open_nursery() as askers:
+        with trio.CancelScope() as first:
+            askers.start_soon(ask)
+            await until(lambda: source.stats)
+            first.cancel()
+            await answers.ask(nursery, "img")
+        source.answer.set()
+    assert heard == ["10"]
+    assert source.stats == ["img"]
+
+
+async def test_when_the_daemon_ends_who_waits_is_told(source: FakeSource) -> None:
+    answers, heard = Answers(source), []
+    source.answer.clear()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as askers, trio.open_nursery() as daemon:
+
+            async def ask() -> None:
+                heard.append(await asked(answers, daemon, "img"))
+
+            askers.start_soon(ask)
+            await until(lambda: source.stats)
+            daemon.cancel_scope.cancel()
+    source.answer.set()
+    assert heard == ["CacheFSError"]
+
+
+async def test_an_unforeseen_error_ends_one_question_and_not_the_daemon(
+    source: FakeSource, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = Answers(source)
+    source.errors = [ZeroDivisionError("a bug")]
+    assert await asked(answers, nursery, "img") == "CacheFSError"
+    assert "nobody foresaw" in caplog.text
+    assert await asked(answers, nursery, "img") == "10"
+
+
+async def test_the_sources_health_is_that_of_the_last_answer(
+    source: FakeSource, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    answers = Answers(source)
+    source.errors = [SourceUnreachableError("down")]
+    await asked(answers, nursery, "img")
+    assert (answers.health.healthy, answers.health.error) == (False, "down")
+    await asked(answers, nursery, "missing")
+    assert answers.health.healthy
+    answers.note(SourceError("broken"))
+    assert not answers.health.healthy
+    await asked(answers, nursery, "other")
+    answers.note(ImageNotFoundError("gone"))
+    assert answers.health.healthy
