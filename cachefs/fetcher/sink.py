@@ -3,8 +3,10 @@
 A thread that waits for the network cannot be ended, only left behind. So whatever it does to the
 file goes through here, where it finds the door closed however late it wakes up."""
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 
 from cachefs.cache import PartialMap
 
@@ -19,32 +21,48 @@ class Sink:
     def __init__(self, fd: int, partial: PartialMap) -> None:
         self._fd = fd
         self._partial = partial
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._open = True
+        self._inside = 0
 
     def write(self, data: bytes | memoryview, offset: int) -> bool:
         """Write all of *data* at *offset* bytes; False, and nothing is done, once shut. Raises
         OSError as write(2)."""
         view = memoryview(data)
-        with self._lock:
-            while view and self._open:
+        with self._enter() as may:
+            while view and may:
                 count = os.pwrite(self._fd, view, offset)
                 view, offset = view[count:], offset + count
-            return self._open
+        return may
 
     def agrees(self, data: bytes | memoryview, offset: int) -> bool:
         """Whether the file has *data* at *offset* already; so it does once shut."""
-        with self._lock:
-            return not self._open or os.pread(self._fd, len(data), offset) == data
+        with self._enter() as may:
+            return not may or os.pread(self._fd, len(data), offset) == data
 
     def mark(self, first: int, stop: int) -> bool:
         """Chunks [*first*, *stop*) are written; False, and nothing is done, once shut."""
-        with self._lock:
-            if self._open:
+        with self._enter() as may:
+            if may:
                 self._partial.mark_written(first, stop)
-            return self._open
+        return may
 
     def shut(self) -> None:
-        """Let nobody write any more. Blocks while a write is under way."""
-        with self._lock:
+        """Let nobody in any more. Blocks while a write is under way."""
+        with self._changed:
             self._open = False
+            self._changed.wait_for(lambda: not self._inside)
+
+    @contextlib.contextmanager
+    def _enter(self) -> Iterator[bool]:
+        """Whether the block may use the descriptor and the map. Several may at once: the lock is
+        not held while they do."""
+        with self._changed:
+            may = self._open
+            self._inside += may
+        try:
+            yield may
+        finally:
+            with self._changed:
+                self._inside -= may
+                self._changed.notify_all()

@@ -53,9 +53,9 @@ class Backing(Protocol):
 
         Asked once for the first of several concurrent opens of a node; the others follow it."""
 
-    def read_fd(self, nodeid: int, fh: int) -> int | None:
-        """A descriptor of a complete, immutable file from which the relay may answer a READ of *fh*
-        by itself, or None to have pyfuse3 asked."""
+    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
+        """A descriptor of a file, as long as the node, whose bytes [*start*, *stop*) are final, so
+        that the relay may answer a READ of them by itself; or None to have pyfuse3 asked."""
 
     def open_here(self, nodeid: int, flags: int) -> int | None:
         """The handle of an open that is granted without asking pyfuse3 (*flags* are those of
@@ -74,7 +74,13 @@ class NoBacking:
         """None: no passthrough."""
         return None
 
-    def read_fd(self, nodeid: int, fh: int) -> int | None:  # noqa: ARG002 - a protocol
+    def read_fd(
+        self,
+        nodeid: int,  # noqa: ARG002 - a protocol
+        fh: int,  # noqa: ARG002 - a protocol
+        start: int,  # noqa: ARG002 - a protocol
+        stop: int,  # noqa: ARG002 - a protocol
+    ) -> int | None:
         """None: every READ is pyfuse3's."""
         return None
 

@@ -178,7 +178,7 @@ class Exchange:
         """
         fh, offset, size = wire.read_in(message)
         try:
-            fd = self._backing.read_fd(nodeid, fh)
+            fd = self._backing.read_fd(nodeid, fh, offset, offset + size)
         except Exception:
             log.exception("no file to read for node %d", nodeid)
             return False

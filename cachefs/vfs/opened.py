@@ -226,7 +226,13 @@ class OpenImages:
         file = self._cached.get(nodeid)
         return file.fd if file else None
 
-    read_fd = backing_fd
+    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
+        """The descriptor of a file that has [*start*, *stop*) of an open image: all of them for a
+        complete one, those that have arrived for one that is being fetched."""
+        lazy = self._lazy.get(nodeid)
+        if lazy is not None:
+            return lazy.flight.fd if lazy.flight.has(start, stop) else None
+        return self.backing_fd(nodeid, fh)
 
     def open_here(self, nodeid: int, flags: int) -> int | None:
         """Open a cached image for the relay, counting the hit; its number, or None where the open

@@ -84,7 +84,7 @@ class Files:
     def backing_fd(self, nodeid: int, fh: int) -> int | None:
         return self.images.get(nodeid)
 
-    def read_fd(self, nodeid: int, fh: int) -> int | None:
+    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
         return self.here.get(nodeid)
 
     def open_here(self, nodeid: int, flags: int) -> int | None:

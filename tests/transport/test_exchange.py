@@ -381,7 +381,7 @@ def test_an_open_and_its_release_can_be_answered_without_libfuse() -> None:
 
 def test_a_read_is_answered_from_the_file_but_never_short_before_its_end() -> None:
     class Here(NoBacking):
-        def read_fd(self, nodeid: int, fh: int) -> int | None:
+        def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
             return file.fileno()
 
     def read(unique: int, offset: int, size: int) -> bytes:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,6 +101,18 @@ print('done', count)
         assert mount.stats()["open_nodes"] == {str(1 << 40): 1}
 
 
+@pytest.fixture
+def own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A filesystem on which nobody else takes or frees room, for temporary directories."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", tmp_path], check=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+@pytest.mark.usefixtures("own_disk")
 def test_the_space_of_unlinked_files_is_back_after_kills_and_the_last_close() -> None:
     with mounted("supervised-relay", {"img": 50 * MIB}) as mount:
         holder = hold(mount, "img")
