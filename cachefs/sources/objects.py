@@ -19,6 +19,7 @@ import obstore
 from obstore.exceptions import NotModifiedError, NotSupportedError
 
 from cachefs.errors import (
+    CacheFSError,
     ImageChangedError,
     ImageNotFoundError,
     SourceError,
@@ -199,11 +200,16 @@ def _next_piece(stream: BytesStream, what: str, done: int) -> bytes:
     try:
         return next(stream, b"")
     except STORE_ERRORS as error:
-        failure = translate(error, what)
-        if isinstance(failure, SourceUnreachableError):
-            # It did answer, so it is not unreachable; the next request will tell.
-            failure = SourceError(f"{what}: the connection broke after {done} bytes")
-        raise failure from error
+        # In no variable: it would keep its traceback, and that the stream, until a collection.
+        raise _while_streaming(translate(error, what), what, done) from error
+
+
+def _while_streaming(failure: CacheFSError, what: str, done: int) -> CacheFSError:
+    """*failure*, unless it is that the source cannot be reached: it did answer. The next request
+    will tell."""
+    if isinstance(failure, SourceUnreachableError):
+        return SourceError(f"{what}: the connection broke after {done} bytes")
+    return failure
 
 
 def _is_page(result: GetResult) -> bool:

@@ -28,7 +28,8 @@ PATIENCE = 20.0
 @dataclass(eq=False)
 class FakeSource:
     """Images in memory. *gate* holds back what lies behind its first *free* bytes of a read, until
-    it is set; *errors* are raised one after another, *stats* and *reads* are what was asked."""
+    it is set; *errors* are raised one after another, *stats* and *reads* are what was asked,
+    *waiting* is how many stand at the gate."""
 
     images: dict[str, bytes] = field(default_factory=dict)
     url: str = "fake:///"
@@ -43,6 +44,7 @@ class FakeSource:
     answer: threading.Event = field(default_factory=threading.Event)
     free: int = 2**62
     sent: int = 0
+    waiting: int = 0
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -74,7 +76,10 @@ class FakeSource:
         data = self.images[image.image_id]
         for position in range(start, stop, MIB):
             if position - start >= self.free:
-                assert self.gate.wait(PATIENCE)
+                gate = self.gate
+                self.waiting += 1
+                assert gate.wait(PATIENCE)
+                self.waiting -= 1
             piece = data[position : min(stop, position + MIB)]
             self.sent += len(piece)
             yield piece

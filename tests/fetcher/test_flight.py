@@ -731,10 +731,10 @@ async def test_a_fetch_is_published_though_others_go_first(running: Running, sto
     source.free = MIB
     async with running(source, span=2 * MIB, connections=2, urgent=2) as fetcher:
         done = fetcher.start(await fetcher.stat("done"))
-        await until(lambda: len(source.reads) == 2)
+        await until(lambda: source.waiting == 1)
         stalled = fetcher.start(await fetcher.stat("stalled"))
         stalled.add_reader()
-        await until(lambda: len(source.reads) == 4)
+        await until(lambda: source.waiting == 2)
         source.gate.set()
         source.gate = threading.Event()  # whoever comes now waits
         await done.finished.wait()

@@ -118,7 +118,8 @@ def test_who_opened_it_incomplete_reads_on_through_completion_and_eviction(
         lazy = os.fstat(file.fileno()).st_ino
         assert os.getxattr(path, "user.cachefs.state") == b"incomplete"
         mount.wait_listed("cached", "img")
-        assert os.getxattr(path, "user.cachefs.state") == b"cached"
+        # The kernel is told of it right after.
+        wait_for(lambda: os.getxattr(path, "user.cachefs.state") == b"cached", "the cached image")
         assert path.stat().st_ino != lazy
         assert os.pread(file.fileno(), 5 * MIB, MIB) == data[MIB : 6 * MIB]
         assert path.read_bytes() == data
