@@ -14,6 +14,7 @@ import trio
 
 from cachefs.cache import PartialMap
 from cachefs.errors import CacheFSError, ImageChangedError, SourceError
+from cachefs.fetcher.answers import again
 from cachefs.fetcher.bandwidth import Bandwidth
 from cachefs.fetcher.chunks import ChunkMap, Span
 from cachefs.fetcher.precedence import Precedence
@@ -152,14 +153,26 @@ class Transfer:
 
     async def _get(self, span: Span) -> None:
         start, known = (span.start, span.start) if self.ranges else (0, self.map.prefix)
-        await trio.to_thread.run_sync(
-            self._download,
+        failure = await trio.to_thread.run_sync(
+            self._try_download,
             start,
             known,
             span.stop,
             limiter=self._downloads,
             abandon_on_cancel=True,
         )
+        if failure is not None:
+            raise failure
+
+    def _try_download(self, start: int, known: int, stop: int) -> CacheFSError | None:
+        """:meth:`_download`, its error returned without its frames. Raised, trio would have it in a
+        cycle, and an answer that nobody has read to its end would keep its connection until the
+        next collection."""
+        try:
+            self._download(start, known, stop)
+        except CacheFSError as error:
+            return again(error)
+        return None
 
     def _download(self, start: int, known: int, stop: int) -> None:
         """In a thread: write the bytes [*start*, *stop*) as they come, and report whole chunks.

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from support.images import Images
 from support.misbehaving import Misbehaving, misbehaving
 from support.origin import Origin, nginx
 
-from cachefs.cache import Limits, Store
+from cachefs.cache import Hasher, Limits, Store
 from cachefs.config import Amount
 from cachefs.errors import CacheFSError, ImageNotFoundError
 from cachefs.fetcher import Fetcher, Flight, Settings
@@ -163,6 +164,45 @@ def running(store: Store) -> Running:
                     nursery.cancel_scope.cancel()
 
     return run
+
+
+DATA = Random(3).randbytes(9 * MIB + 17)
+
+
+def sha256(data: bytes) -> Digest:
+    hasher = Hasher(None, "sha256")
+    hasher.update(data)
+    return hasher.finish()
+
+
+def cached(store: Store, image_id: str = "img") -> bytes:
+    return (store.layout.base / image_id).read_bytes()
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further tries come at once; for modules that ask for it."""
+    monkeypatch.setattr("cachefs.fetcher.retry.FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource({"img": DATA}, digests={"img": sha256(DATA)})
+
+
+@pytest.fixture
+def held(source: FakeSource) -> FakeSource:
+    """The source, which sends a chunk of each read and then waits for its gate."""
+    source.gate.clear()
+    source.free = MIB
+    return source
+
+
+@pytest.fixture
+def silent(held: FakeSource) -> FakeSource:
+    """The source, which sends nothing until its gate is set."""
+    held.free = 0
+    return held
 
 
 async def until(condition: Callable[[], object]) -> None:
