@@ -20,7 +20,7 @@ A worker's life::
   command, which now means the new code. It shakes hands with libfuse and waits. Then the first
   drains and exits, and the second gets GO. INVARIANT: never do two workers have their turn at once:
   GO is sent when the other is gone. If the second dies or does not report in ``start_timeout``, the
-  first goes on and nothing else happens.
+  first goes on and nothing else happens. Asked for while a worker is starting, it waits for that.
 - **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says so and exits; so do we.
 
 INVARIANT: a killed worker is replaced even if it cannot be reaped: one of its threads may wait in
@@ -166,6 +166,7 @@ class Supervisor:
         self._deaths = self._crashes = 0
         self._served = False
         self._stop_by: float | None = None
+        self._upgrade_wanted = False
         self._unmounted = False
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -255,6 +256,8 @@ class Supervisor:
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             self._start(turn=True)
+        if self._upgrade_wanted and self._is_settled:
+            self._on_upgrade()
 
     def _on_word(self, worker: _Worker, word: bytes, now: float) -> None:
         if word == READY:
@@ -351,11 +354,21 @@ class Supervisor:
         worker.leave_by = now + self._limits.leave_timeout
         worker.tell(word)
 
+    @property
+    def _is_settled(self) -> bool:
+        """Whether a worker serves that shall stay, and none is starting."""
+        worker = self._current
+        serves = worker is not None and worker.ready_at is not None and worker.leave_by is None
+        return serves and self._next is None
+
     def _on_upgrade(self) -> None:
-        if self._current is None or self._current.ready_at is None or self._next is not None:
-            log.warning("no upgrade now: a worker is just starting")
-        elif self._stop_by is not None or self._unmounted or self._current.leave_by is not None:
+        self._upgrade_wanted = False
+        if self._stop_by is not None or self._unmounted:
             log.warning("no upgrade now: it is ending")
+        elif self._current is None or not self._is_settled:
+            # What starts now may have read the old code: it serves first, then is replaced too.
+            self._upgrade_wanted = True
+            log.info("the upgrade waits: a worker is just starting")
         elif self.info.mode == "plain":
             log.warning("plain transport cannot hand over: the mount is made anew")
             fuse_device.unmount(self._mountpoint)

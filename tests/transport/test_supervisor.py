@@ -203,6 +203,16 @@ print('done')
         assert mount.stats()["info"][0] == "relay"
 
 
+def test_an_upgrade_asked_for_during_another_follows_it() -> None:
+    """The one under way may have read the old code."""
+    with mounted("supervised-relay", {"plain": MIB}) as mount:
+        mount.server.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+        mount.server.send_signal(signal.SIGHUP)
+        eventually(lambda: mount.log.read_text().count(" serves ") == 3)
+        assert "the upgrade waits" in mount.log.read_text()
+
+
 def test_an_upgrade_that_does_not_come_up_changes_nothing() -> None:
     with mounted("supervised-relay", {"plain": MIB}) as mount:
         pid = mount.worker()
