@@ -98,7 +98,7 @@ install_venv() {
     python=$(system_python) || exit 1
     stamp="$VENV/.cachefs-installed"
     local there base
-    there=$(cat "$stamp" 2>/dev/null)
+    there=$(cat "$stamp" 2>/dev/null) || there=
     base="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $(sha256sum <"$CHECKOUT/pyproject.toml")"
     wanted="$base$1"
     # What tests need has what the demo needs.
