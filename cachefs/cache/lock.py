@@ -68,6 +68,11 @@ def share(fd: int) -> None:
     _set(fd, fcntl.F_RDLCK)
 
 
+def free(fd: int) -> None:
+    """Neither own nor share the file any more, and keep it open."""
+    _set(fd, fcntl.F_UNLCK)
+
+
 def is_held(path: Path) -> bool:
     """Whether anybody, in this process or another, owns or shares the file; False where it is
     missing.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cachefs.cache.held import Held
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
-from cachefs.cache.lock import DirectoryLock, is_held, open_shared, owned, share
+from cachefs.cache.lock import DirectoryLock, free, is_held, open_shared, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.partial import Version
 from cachefs.cache.queue import Failure, Failures, Queue
@@ -57,6 +57,19 @@ class OpenImage:
 
     entry: Entry
     fd: int
+
+    def rest(self) -> None:
+        """Let it be evicted, but keep the file open."""
+        free(self.fd)
+
+    def resume(self) -> bool:
+        """Hold it again after :meth:`rest`; False where it is not the cached image any more."""
+        try:
+            share(self.fd)
+        except BlockingIOError:
+            return False
+        status = os.fstat(self.fd)
+        return status.st_nlink > 0 and status.st_size == self.entry.size
 
     def close(self) -> None:
         """Let the image go."""

@@ -119,6 +119,7 @@ class Daemon:
         self._opened.drop_others(() if first else open_nodes)
         await self._nursery.start(self._fetcher.run)
         self._nursery.start_soon(self._evictor.run)
+        self._nursery.start_soon(self._opened.idle.close_old)
         for inode, opens in open_nodes.items():
             try:
                 file = await self._opened.take_up(inode)

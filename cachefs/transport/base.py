@@ -62,6 +62,10 @@ class Backing(Protocol):
         ``open(2)``), or None to have it asked. Called again, in the next worker, if this one dies
         before the kernel has the answer."""
 
+    def opened_here(self, nodeid: int) -> None:
+        """The kernel has the answer of :meth:`open_here`. What this does keeps nobody waiting but
+        who comes next; of a worker that dies just then, it is not done."""
+
     def release_here(self, nodeid: int, fh: int) -> bool:
         """Whether *fh* was granted by :meth:`open_here`, of this worker or one before, so that its
         RELEASE is not pyfuse3's either. It is closed then."""
@@ -87,6 +91,9 @@ class NoBacking:
     def open_here(self, nodeid: int, flags: int) -> int | None:  # noqa: ARG002 - a protocol
         """None: every OPEN is pyfuse3's."""
         return None
+
+    def opened_here(self, nodeid: int) -> None:
+        """Nothing is opened here."""
 
     def release_here(self, nodeid: int, fh: int) -> bool:  # noqa: ARG002 - a protocol
         """False: every RELEASE is pyfuse3's."""

@@ -214,6 +214,11 @@ class Exchange:
             self._backing.release_here(nodeid, fh)
             if refused != errno.ENOENT:
                 self._write(wire.error_reply(unique, refused), unique)
+            return True
+        try:
+            self._backing.opened_here(nodeid)
+        except Exception:
+            log.exception("after the open of node %d", nodeid)
         return True
 
     def _release_here(self, unique: int, nodeid: int, message: memoryview) -> bool:

@@ -25,6 +25,7 @@ from cachefs.errors import ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import Digest
 from cachefs.sources import SourceImage
+from cachefs.vfs.idle import IdleFiles
 from cachefs.vfs.inodes import Room, join, split
 from cachefs.vfs.interrupt import unless_interrupted
 from cachefs.vfs.nodes import MAX_TIMEOUT, NOBODY, Attributes, Caller, Node, OpenFile
@@ -54,6 +55,7 @@ class ImageFile(OpenFile):
         self, image: OpenImage, reader: Reader, inode: int, on_close: Callable[[], None]
     ) -> None:
         self.handle = inode
+        self.image = image
         self.entry = image.entry
         self.fd = image.fd
         self._reader = reader
@@ -130,6 +132,7 @@ class OpenImages:
         self._here: dict[int, int] = {}
         self._elsewhere: set[int] = set()
         self._held: set[int] = set()
+        self.idle = IdleFiles()
         self._leaving: OrderedDict[int, None] = OrderedDict()
         self._ids: OrderedDict[int, str] = OrderedDict()
         self.hits = 0
@@ -152,13 +155,14 @@ class OpenImages:
         if file is not None:
             return file
         try:
-            image = self._store.open_image(image_id)
+            image = self.idle.take(inode) or self._store.open_image(image_id)
         except ImageNotFoundError as error:
             raise StaleError(str(error)) from error
         if join(Room.CACHED, image.entry.inode) != inode:
             image.close()
             raise StaleError(f"image {image_id!r} has been fetched anew")
-        file = self._add(image, inode)
+        file = ImageFile(image, self._reader, inode, lambda: self._closed_elsewhere(inode))
+        self._cached[inode] = file
         # After it was added, for hold() looks in the other order: one of us sees the other.
         if inode in self._leaving:
             self._hold_leaving(file, image_id)
@@ -213,6 +217,7 @@ class OpenImages:
         self._leaving[inode] = None
         if len(self._leaving) > _LEAVING:
             self._leaving.popitem(last=False)
+        self.idle.drop(inode)
         if self._lasting and inode in self._cached:
             self._held.add(inode)
             self._store.held.keep(self._store.layout.image(entry.image_id), inode)
@@ -235,8 +240,8 @@ class OpenImages:
         return self.backing_fd(nodeid, fh)
 
     def open_here(self, nodeid: int, flags: int) -> int | None:
-        """Open a cached image for the relay, counting the hit; its number, or None where the open
-        is not as simple as that and the filesystem is to be asked."""
+        """Open a cached image for the relay; its number, or None where the open is not as simple as
+        that and the filesystem is to be asked."""
         if split(nodeid)[0] != Room.CACHED or not self._lasting or flags & _NOT_SIMPLE:
             return None
         file = self._cached.get(nodeid)
@@ -249,8 +254,11 @@ class OpenImages:
             except StaleError:
                 return None
         self._here[nodeid] = self._here.get(nodeid, 0) + 1
-        self.count_hit(file.entry.image_id)
         return nodeid
+
+    def opened_here(self, nodeid: int) -> None:
+        """Count the hit of what :meth:`open_here` has opened: its reader goes on meanwhile."""
+        self.count_hit(self._cached[nodeid].entry.image_id)
 
     def release_here(self, nodeid: int, fh: int) -> bool:
         """Close what :meth:`open_here` has opened; whether it had."""
@@ -317,16 +325,12 @@ class OpenImages:
             return None
         share(fd)
         self._elsewhere.add(inode)
-        return self._add(
-            OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd), inode
-        )
-
-    # Inside
-
-    def _add(self, image: OpenImage, inode: int) -> ImageFile:
+        image = OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd)
         file = ImageFile(image, self._reader, inode, lambda: self._closed_elsewhere(inode))
         self._cached[inode] = file
         return file
+
+    # Inside
 
     def _follow(self, flight: Flight, inode: int, pid: int) -> LazyFile:
         if not self._lasting:
@@ -353,10 +357,15 @@ class OpenImages:
     def _close_unless_open(self, inode: int) -> None:
         if inode in self._here or inode in self._elsewhere:
             return
-        os.close(self._cached.pop(inode).fd)
+        file = self._cached.pop(inode)
         if inode in self._held:
+            file.image.close()
             self._held.discard(inode)
             self._store.held.release(inode)
+            return
+        self.idle.keep(inode, file.image)
+        if inode in self._leaving:  # hold() may have looked before
+            self.idle.drop(inode)
 
     def _closed_lazy(self, inode: int) -> None:
         self._lazy.pop(inode, None)

@@ -1,4 +1,5 @@
-"""Opening an image while another thread evicts it, step by step, without a mount."""
+"""Opening an image while another thread evicts it, and files that wait for the next open: step by
+step, without a mount."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from support.disturb import descriptors
 
+from cachefs import vfs
 from cachefs.cache import ImageCache, Limits, OpenImage, Store
+from cachefs.cache.lock import is_held
 from cachefs.config import Amount
 from cachefs.errors import StaleError
 from cachefs.vfs.inodes import Room, join
@@ -63,6 +67,71 @@ def test_an_image_opened_just_before_its_name_goes_is_held(
     assert store.held.path(inode).read_bytes() == b"data"
     file.close()
     assert list((tmp_path / ".cachefs" / "held").iterdir()) == []
+
+
+def open_and_close(opened: OpenImages, store: Store) -> int:
+    """The image's node, after an open and a close of it by the relay."""
+    entry = store.get("a")
+    assert entry is not None
+    inode = join(Room.CACHED, entry.inode)
+    assert opened.open_here(inode, os.O_RDONLY) == inode
+    assert opened.release_here(inode, inode)
+    return inode
+
+
+def test_a_closed_file_waits_for_the_next_open(
+    store: Store, opened: OpenImages, tmp_path: Path
+) -> None:
+    inode = open_and_close(opened, store)
+    assert len(descriptors_of(tmp_path)) == 1
+    assert not is_held(tmp_path / "a"), "an evictor may take it"
+    assert opened.open_here(inode, os.O_RDONLY) == inode
+    assert len(descriptors_of(tmp_path)) == 1
+    assert is_held(tmp_path / "a")
+
+
+def test_evicting_an_image_closes_the_file_that_waits(
+    store: Store, opened: OpenImages, tmp_path: Path
+) -> None:
+    inode = open_and_close(opened, store)
+    assert store.evict("a")
+    assert descriptors_of(tmp_path) == []
+    assert opened.open_here(inode, os.O_RDONLY) is None
+
+
+def test_a_file_that_another_process_evicted_is_not_opened_again(
+    store: Store, opened: OpenImages, tmp_path: Path
+) -> None:
+    inode = open_and_close(opened, store)
+    ImageCache(tmp_path).delete_cached_image("a")
+    ImageCache(tmp_path).cache_image_iter("a", [b"atad"])
+    assert opened.open_here(inode, os.O_RDONLY) is None
+    assert descriptors_of(tmp_path) == []
+
+
+def test_a_file_closed_while_its_image_is_evicted_does_not_wait(
+    store: Store, opened: OpenImages, tmp_path: Path
+) -> None:
+    entry = store.get("a")
+    assert entry is not None
+    inode = join(Room.CACHED, entry.inode)
+    assert opened.open_here(inode, os.O_RDONLY) == inode
+    store.evict("a")
+    assert opened.release_here(inode, inode)
+    assert descriptors_of(tmp_path) == []
+
+
+async def test_files_do_not_wait_for_ever(
+    store: Store, opened: OpenImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vfs.idle, "IDLE_SECONDS", 0.05)
+    open_and_close(opened, store)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.idle.close_old)
+            while descriptors_of(tmp_path):  # noqa: ASYNC110 - nobody tells us
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
 
 
 def descriptors_of(directory: Path) -> list[str]:
