@@ -7,6 +7,7 @@ from cachefs.cache.queue import Failure
 from cachefs.cache.room import Limits, Usage
 from cachefs.cache.store import OpenImage, Store
 from cachefs.cache.transaction import Hasher, Transaction
+from cachefs.cache.writeback import begin_writeback
 
 __all__ = [
     "CHUNK",
@@ -20,5 +21,6 @@ __all__ = [
     "Transaction",
     "Usage",
     "Version",
+    "begin_writeback",
     "share",
 ]

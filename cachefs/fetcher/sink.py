@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from cachefs.cache import PartialMap
+from cachefs.cache import PartialMap, begin_writeback
 
 
 class Sink:
@@ -25,14 +25,16 @@ class Sink:
         self._open = True
         self._inside = 0
 
-    def write(self, data: bytes | memoryview, offset: int) -> bool:
-        """Write all of *data* at *offset* bytes; False, and nothing is done, once shut. Raises
-        OSError as write(2)."""
-        view = memoryview(data)
+    def write(self, data: bytes | memoryview, offset: int, *, on: bool = False) -> bool:
+        """Write all of *data* at *offset* bytes, and *on* to the disk without waiting for it;
+        False, and nothing is done, once shut. Raises OSError as write(2)."""
+        view, position = memoryview(data), offset
         with self._enter() as may:
             while view and may:
-                count = os.pwrite(self._fd, view, offset)
-                view, offset = view[count:], offset + count
+                count = os.pwrite(self._fd, view, position)
+                view, position = view[count:], position + count
+            if may and on:
+                begin_writeback(self._fd, offset, len(data))
         return may
 
     def agrees(self, data: bytes | memoryview, offset: int) -> bool:

@@ -18,6 +18,7 @@ from cachefs.fetcher.answers import again
 from cachefs.fetcher.bandwidth import Bandwidth
 from cachefs.fetcher.chunks import ChunkMap, Span
 from cachefs.fetcher.precedence import Precedence
+from cachefs.fetcher.reports import Reports
 from cachefs.fetcher.retry import Patience
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.together import together
@@ -95,11 +96,12 @@ class Transfer:
         """Get every chunk that *partial* lacks, into the file *fd*. Raises the error that stopped
         it, alone. However it ends, nothing is written after it; what has arrived stays marked."""
         self._sink = Sink(fd, partial)
-        self._token = trio.lowlevel.current_trio_token()
+        self._reports = Reports(self._arrived)
         self.map = ChunkMap(self._image.size, present=partial.present())
         self.changed.unpark_all()
         try:
             await together(
+                lambda: self._reports.listen(lambda: self.map.complete, self._is_read),
                 lambda: self._sync(fd, partial),
                 *[self._fill] * self._fillers,
                 *[self._hurry] * self._urgent,
@@ -146,6 +148,7 @@ class Transfer:
                 raise
             log.info("fetching %r again in %.1f s: %s", self._image.image_id, pause, error)
         finally:
+            self._reports.take_in()
             self.map.release(span)  # once: from here on it may be another worker's
             self.changed.unpark_all()
         with trio.move_on_after(pause):
@@ -188,11 +191,15 @@ class Transfer:
                         f"{self._image.image_id!r} at {self._image.source}: the source does not"
                         " send the same bytes again"
                     )
-                if not self._sink.write(memoryview(piece)[old:], position + old):
+                # Writing to the disk takes time from a reader, and saves whoever waits for the end.
+                on = not self._is_read()
+                if not self._sink.write(memoryview(piece)[old:], position + old, on=on):
                     return
                 position += len(piece)
                 reported = self._report(reported, position, stop)
-                self._stopped.wait(self._pause(len(piece)))
+                pause = self._pause(len(piece))
+                if pause > 0:
+                    self._stopped.wait(pause)
         if position != stop:
             raise SourceError(f"the source sent {position - start} of {stop - start} bytes")
 
@@ -202,7 +209,7 @@ class Transfer:
         whole = position if position == stop else position - position % chunk
         if whole <= reported or not self._sink.mark(reported // chunk, -(-whole // chunk)):
             return reported
-        self._token.run_sync_soon(self._arrived, reported, whole)
+        self._reports.post(reported, whole)
         return whole
 
     def _pause(self, count: int) -> float:
@@ -214,6 +221,7 @@ class Transfer:
         self.map.arrived(start, stop)
         self.changed.unpark_all()
         if self.map.complete:
+            self._reports.wake()
             self._traffic.precedence.look_again()
 
     async def _all_here(self) -> None:

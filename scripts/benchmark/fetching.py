@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmark.lab import Lab
 from benchmark.measure import Row, against, interleaved, seconds
 
-POLL = 0.005
-"""Seconds between two looks for the result; a look costs the daemon some 0.1 ms."""
+POLL = 0.02
+"""Seconds between two looks for the result; a look costs the busy daemon some 0.5 ms."""
 
 TIMEOUT = 300.0
 

@@ -20,18 +20,26 @@ pytestmark = pytest.mark.usefixtures("quick_retries")
 
 OLD = Random(1).randbytes(6 * MIB + 5)
 NEW = Random(2).randbytes(6 * MIB + 5)
+SLOW = "700k"
+"""A ``limit_rate`` at which nginx takes half a second for a MiB: of each answer it sends what the
+first second allows at once."""
 
 
 def cached(store: Store) -> bytes:
     return (store.layout.base / "img").read_bytes()
 
 
-def replace(images: Images, digest: str | None) -> None:
-    """Put the new image in the old one's place, later than in the same second: what nginx calls an
-    ETag is the second and the size."""
-    images.put("img", NEW, digest=digest)
+def put_old(images: Images, digest: str | None) -> None:
+    """Put the old image there, of long ago: what nginx calls an ETag is the second and the size,
+    and the new one comes at once."""
+    images.put("img", OLD, digest=digest)
     os.utime(images.directory / "img", (1, 1))
     os.utime(images.directory / "SHA256SUMS", (1, 1))
+
+
+def replace(images: Images, digest: str | None) -> None:
+    """Put the new image in the old one's place."""
+    images.put("img", NEW, digest=digest)
 
 
 def serving(image: Callable[[Exchange], None], digest_of: bytes = b"") -> Callable[..., None]:
@@ -100,8 +108,8 @@ async def test_an_image_replaced_half_way_is_fetched_afresh_and_never_mixed(
     make_origin: MakeOrigin,
     digest: str | None,
 ) -> None:
-    images.put("img", OLD, digest=digest)
-    origin = make_origin(limit_rate="3m")
+    put_old(images, digest)
+    origin = make_origin(limit_rate=SLOW)
     async with running(origin.url, connections=1, urgent=1, span=MIB) as fetcher:
         flight = fetcher.start(await fetcher.stat("img"))
         await read(flight, 0, MIB)
@@ -121,9 +129,9 @@ async def test_an_image_replaced_while_no_daemon_runs_is_never_mixed(
     make_origin: MakeOrigin,
     digest: str | None,
 ) -> None:
-    images.put("img", OLD, digest=digest)
-    origin = make_origin(limit_rate="3m")
-    async with running(origin.url, span=MIB) as fetcher:
+    put_old(images, digest)
+    origin = make_origin(limit_rate=SLOW)
+    async with running(origin.url, connections=1, urgent=1, span=MIB) as fetcher:
         flight = fetcher.start(await fetcher.stat("img"))
         await read(flight, 0, MIB)
     replace(images, digest)
