@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmark import fetching, missing, opening, reading, scale
+from benchmark import fetching, missing, opening, reading, scale, transports
+from benchmark.draw import draw
 from benchmark.lab import Lab
 from benchmark.measure import Row
 
@@ -25,6 +26,11 @@ SUBJECTS: dict[str, tuple[Callable[[Lab], Iterator[Row]], str]] = {
     "fetch-sums": (fetching.summed, "the same, verified by a SHA256SUMS"),
     "first-byte": (missing.first_bytes, "the first 4 KiB of an image that is not cached"),
     "miss": (missing.sequential, "a sequential read of an image that is not cached"),
+    "sequential": (transports.sequential, "both transports: a cached image from start to end"),
+    "random": (transports.random_reads, "both transports: 4 KiB and 1 MiB at random"),
+    "opens-transports": (transports.opens, "both transports: open, read 4 KiB, close"),
+    "busy-opens": (transports.busy_opens, "both transports: opening while a fetch runs"),
+    "page-cache": (transports.page_cache, "both transports: memory taken by one read image"),
     "scale-sqlite": (scale.sqlite, "start, ls, eviction, memory with many cached images"),
     "scale-xattr": (scale.xattr, "the same with the xattr driver"),
 }
@@ -55,6 +61,8 @@ def main() -> int:
                 print(_line(row), flush=True)
     missed = [row.name for row in rows if row.met is False]
     print(f"\n{len(rows)} rows; missed: {' '.join(missed) or 'none'}")
+    if arguments.svg:
+        draw(rows, arguments.svg)
     if arguments.json:
         arguments.json.write_text(json.dumps(_document(rows, quick=arguments.quick), indent=2))
     return 1 if missed and arguments.strict else 0
@@ -83,7 +91,7 @@ def _document(rows: list[Row], *, quick: bool) -> dict[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    subjects = "\n".join(f"  {name:14} {text}" for name, (_, text) in SUBJECTS.items())
+    subjects = "\n".join(f"  {name:16} {text}" for name, (_, text) in SUBJECTS.items())
     parser = argparse.ArgumentParser(
         "scripts/bench",
         description="Measures cachefs beside its peers.",
@@ -96,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="smaller images, fewer rounds")
     parser.add_argument("--rounds", type=int, help="repetitions of each measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw both transports' rows there")
     parser.add_argument("--dir", default="/var/tmp", help="where to work; on a disk, 6 GB free")  # noqa: S108
     parser.add_argument("--strict", action="store_true", help="exit 1 where a target is missed")
     return parser

@@ -149,6 +149,14 @@ class Lab:
         return self._ready(self.serve(served), "control/status")
 
     @functools.cached_property
+    def plain(self) -> Path:
+        """A cachefs mount of the origin by plain pyfuse3, without relay and passthrough."""
+        mountpoint = self._directory("plain")
+        cache = self.here / "plain.cache"
+        served = self.start_cachefs(self.url, mountpoint, cache, "--transport", "plain")
+        return self._ready(self.serve(served), "control/status")
+
+    @functools.cached_property
     def rclone(self) -> Path:
         """An rclone mount of the origin that caches whole files."""
         return self._ready(self.serve(self._start_rclone("rclone")), "")

@@ -56,9 +56,10 @@ def interleaved(rounds: int, contenders: dict[str, Callable[[], float]]) -> Samp
     return samples
 
 
-def against(name: str, unit: str, samples: Samples, peer: str, target: str = "") -> Row:
-    """The row that compares the speed of the contender ``cachefs`` with another's."""
-    ours = "cachefs"
+def against(
+    name: str, unit: str, samples: Samples, peer: str, target: str = "", *, ours: str = "cachefs"
+) -> Row:
+    """The row that compares the speed of the contender *ours* with another's."""
     ratios = [one / other for one, other in zip(samples[ours], samples[peer], strict=True)]
     return Row(
         name,
@@ -98,6 +99,14 @@ def drop_pages(path: Path) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
+
+
+def cached_bytes() -> int:
+    """Bytes in the page cache of the machine (proc_meminfo(5), ``Cached``)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Cached:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no line Cached")
 
 
 def anonymous_mb(pid: int) -> float:

@@ -26,12 +26,13 @@ def _rows(lab: Lab, row: str, names: list[str]) -> Iterator[Row]:
     paths = {who: [place / name for name in names] for who, place in places.items()}
     for path in itertools.chain(*paths.values()):
         read_through(path)  # caches it
-    samples = interleaved(lab.rounds, {who: _opening(paths[who], OPENS // 3) for who in paths})
+    samples = interleaved(lab.rounds, {who: opening(paths[who], OPENS // 3) for who in paths})
     yield against(f"{row}.rclone", "/s", samples, "rclone", ">= 5")
     yield against(f"{row}.native", "/s", samples, "backing file")
 
 
-def _opening(paths: list[Path], count: int) -> Callable[[], float]:
+def opening(paths: list[Path], count: int) -> Callable[[], float]:
+    """What opens *paths* in turn, *count* times in all, and returns how many that is a second."""
     names = [str(path) for path in itertools.islice(itertools.cycle(paths), count)]
 
     def opens() -> None:

@@ -91,23 +91,23 @@ install_packages() {
     esac
 }
 
-# The package itself, editable, in $VENV; $1 is what comes after the dot, as in `[dev]`. Does nothing
-# when pyproject.toml and the interpreter are those of the last time.
+# The package itself, editable, in $VENV; $1 is what comes after the dot, as in `[dev]`. What is there
+# stays, and is added to, as long as pyproject.toml and the interpreter are those of the last time.
 install_venv() {
-    local python stamp wanted
+    local python stamp base
     python=$(system_python) || exit 1
     stamp="$VENV/.cachefs-installed"
-    local there base
-    there=$(cat "$stamp" 2>/dev/null) || there=
     base="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $(sha256sum <"$CHECKOUT/pyproject.toml")"
-    wanted="$base$1"
-    # What tests need has what the demo needs.
-    if [ "$there" != "$wanted" ] && [ "$there" != "$base[dev]" ]; then
-        step "pip install -e .$1 into .venv"
+    if [ "$(head -n 1 "$stamp" 2>/dev/null)" != "$base" ]; then
         "$python" -m venv --clear "$VENV" || die "cannot make a virtual environment in $VENV"
+        printf '%s\n' "$base" >"$stamp"
+    fi
+    # Each further line is an installation: "cachefs[dev]" say, of which "cachefs" is a part.
+    if ! grep -qxF "cachefs$1" "$stamp" && { [ -n "$1" ] || ! grep -q '^cachefs' "$stamp"; }; then
+        step "pip install -e .$1 into .venv"
         "$VENV/bin/python" -m pip install -q --disable-pip-version-check -e "$CHECKOUT$1" ||
             die "pip install failed"
-        printf '%s\n' "$wanted" >"$stamp"
+        printf 'cachefs%s\n' "$1" >>"$stamp"
     fi
     PATH="$VENV/bin:$PATH"
 }
