@@ -5,7 +5,9 @@ them. Decides and writes to the device, which never blocks for an answer; sends 
 itself but hands over what is to be sent. Knows nothing of trio, pyfuse3 or mounting.
 
 INVARIANT: a message that is not named here goes through unharmed, whole and in order; so does every
-named one but for the fields amended (INIT, OPEN).
+named one but for the fields amended (INIT, OPEN). READs are in order among themselves only: they
+take longest, so all else that has come goes before them. The kernel sends the RELEASE of a handle
+after the last answer to its READs.
 
 INVARIANT: each request that the kernel awaits an answer to gets one, at most once: libfuse's, or
 EINTR in its place, and then libfuse's is swallowed and what it granted is given back (a lookup by
@@ -105,6 +107,7 @@ class Exchange:
         self._quarantine = quarantine
         self._wants_to_end = wants_to_end
         self._out: dict[int, Pending] = {}
+        self._queued: dict[int, bytes] = {}  # READs that have not had their turn
         self._reads: set[int] = set()
         self._interrupted: dict[int, int] = {}  # unique -> pid: may want to end later
         self._swallow: dict[int, Pending] = {}
@@ -117,12 +120,18 @@ class Exchange:
     @property
     def idle(self) -> bool:
         """Whether nothing that the kernel waits for is under way."""
-        return not self._out
+        return not self._out and not self._queued
+
+    @property
+    def reads_queued(self) -> bool:
+        """Whether there is anything to do for :meth:`serve_read`."""
+        return bool(self._queued)
 
     # --- from the kernel ----------------------------------------------------------------------
 
     def request(self, message: memoryview) -> bool:
-        """Look at a message from the kernel, amend it in place; whether libfuse is to have it."""
+        """Look at a message from the kernel, amend it in place; whether libfuse is to have it. A
+        READ is kept for :meth:`serve_read`."""
         _, opcode, unique, nodeid, _, _, pid, _, _ = wire.IN_HEADER.unpack_from(message)
         if opcode == _INTERRUPT:
             self._interrupt(wire.interrupt_target(message))
@@ -134,9 +143,9 @@ class Exchange:
             return False
         flags = 0
         if opcode == _READ:
-            if self._read_here(unique, nodeid, message):
-                return False
-        elif opcode in (_OPEN, _CREATE):
+            self._queued[unique] = bytes(message)
+            return False
+        if opcode in (_OPEN, _CREATE):
             flags = wire.open_in_flags(message)
             if opcode == _OPEN and self._open_here(unique, nodeid, flags):
                 return False
@@ -147,6 +156,18 @@ class Exchange:
             self._offer(message)
         self._out[unique] = Pending(opcode, nodeid, pid, flags)
         return True
+
+    def serve_read(self) -> bytes | None:
+        """Answer the oldest READ that waits, if any, or return it for libfuse to have."""
+        if not self._queued:
+            return None
+        unique = next(iter(self._queued))
+        message = self._queued.pop(unique)
+        _, _, _, nodeid, _, _, pid, _, _ = wire.IN_HEADER.unpack_from(message)
+        if self._read_here(unique, nodeid, memoryview(message)):
+            return None
+        self._out[unique] = Pending(_READ, nodeid, pid)
+        return message
 
     def replay_init(self) -> bytes:
         """The kernel's saved INIT, as libfuse is to have it; its answer goes to
@@ -234,6 +255,8 @@ class Exchange:
     # --- interrupts ---------------------------------------------------------------------------
 
     def _interrupt(self, unique: int) -> None:
+        if unique in self._queued:
+            self._interrupted[unique] = wire.IN_HEADER.unpack_from(self._queued[unique])[6]
         # An unknown one is answered already: the kernel interrupts only what we have read.
         pending = self._out.get(unique)
         if pending is not None and pending.opcode in _INTERRUPTIBLE:
@@ -258,6 +281,8 @@ class Exchange:
         """Answer EINTR to interrupted requests whose callers want to end. To be called now and
         then: the kernel does not tell of a second signal, which may be the one that kills."""
         for unique, pid in list(self._interrupted.items()):
+            if unique in self._queued:
+                continue  # its turn comes
             if unique not in self._out:
                 del self._interrupted[unique]
             elif self._wants_to_end(pid):

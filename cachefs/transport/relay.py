@@ -18,6 +18,7 @@ import logging
 import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -45,6 +46,7 @@ from .table import OpenTable
 log = logging.getLogger(__name__)
 
 _BATCH = 32  # requests between two checkpoints
+_READ_TIME = 0.0005  # seconds of READs between two looks for what goes before them
 _PATIENCE = 3  # turns of the event loop in which to look for more before sleeping
 _INTERRUPT_POLL = 0.1  # seconds
 TASKS: Final = 400
@@ -263,6 +265,7 @@ class RelayTransport:
                 busy = True
                 if exchange.request(view[:n]):
                     await self._pass_on(view[:n])
+            busy |= await self._serve_reads()
             while (n := _receive(ours, buffer)) > 0:
                 busy = True
                 exchange.reply(view[:n])
@@ -276,6 +279,17 @@ class RelayTransport:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(self._poller)
+
+    async def _serve_reads(self) -> bool:
+        """Serve some READs, if any wait; whether any did."""
+        until = time.perf_counter() + _READ_TIME
+        served = False
+        while self._exchange.reads_queued and not (served and time.perf_counter() > until):
+            served = True
+            message = self._exchange.serve_read()
+            if message is not None:
+                await self._pass_on(message)
+        return served
 
     def _read_device(self, buffers: list[bytearray]) -> int:
         """The length of the next message; -1 for none now, 0 when there will be none any more."""
@@ -292,7 +306,7 @@ class RelayTransport:
                 if error.errno not in (errno.ENOENT, errno.EINTR):
                     raise  # those are requests withdrawn while they were read
 
-    async def _pass_on(self, message: memoryview) -> None:
+    async def _pass_on(self, message: bytes | memoryview) -> None:
         assert self._ours is not None
         while True:
             try:

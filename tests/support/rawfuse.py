@@ -120,7 +120,8 @@ class RawServer:
             process.stdin.write("\n")
             process.stdin.flush()
         deadline = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < deadline:
+        # A RELEASE may come after its process has ended.
+        while (until or process.poll() is None) and time.monotonic() < deadline:
             message = self.poll(0.02)
             if message is None:
                 continue

@@ -74,7 +74,7 @@ class Bench:
     def request(self, message: bytes) -> bytes | None:
         """What libfuse gets of a message from the kernel."""
         view = memoryview(bytearray(message))
-        return bytes(view) if self.exchange.request(view) else None
+        return bytes(view) if self.exchange.request(view) else self.exchange.serve_read()
 
     def reply(self, message: bytes) -> bytes | None:
         """What the kernel gets of a message from libfuse."""
@@ -352,10 +352,14 @@ def test_an_open_and_its_release_can_be_answered_without_libfuse() -> None:
     class Here(Images):
         def __init__(self) -> None:
             self.held: list[int] = []
+            self.hits: list[int] = []
 
         def open_here(self, nodeid: int, flags: int) -> int | None:
             self.held.append(nodeid)
             return 77
+
+        def opened_here(self, nodeid: int) -> None:
+            self.hits.append(nodeid)
 
         def release_here(self, nodeid: int, fh: int) -> bool:
             assert fh == 77
@@ -368,7 +372,7 @@ def test_an_open_and_its_release_can_be_answered_without_libfuse() -> None:
         got = b.received()
         assert got is not None
         assert wire.open_out(got) == (77, OpenFlag.PASSTHROUGH, 1)
-        assert policy.held == [IMAGE]
+        assert (policy.held, policy.hits) == ([IMAGE], [IMAGE])
         assert b.request(wire.release(4, IMAGE, 77)) is None
         assert b.received() == ok(4)
         assert policy.held == []
@@ -379,14 +383,35 @@ def test_an_open_and_its_release_can_be_answered_without_libfuse() -> None:
 # --- reads answered here --------------------------------------------------------------------------
 
 
+def read(unique: int, offset: int, size: int) -> bytes:
+    body = struct.pack("=QQIIQII", 5, offset, size, 0, 0, 0, 0)
+    return wire.request(Opcode.READ, unique, IMAGE, body)
+
+
+def test_what_comes_after_reads_goes_before_them_and_they_stay_in_order() -> None:
+    with bench() as b:
+        reads = [read(unique, 0, 4096) for unique in (2, 4, 6)]
+        for message in reads:
+            assert not b.exchange.request(memoryview(bytearray(message)))
+        assert b.exchange.request(memoryview(bytearray(open_request(8))))
+        assert not b.exchange.idle
+        assert [b.exchange.serve_read() for _ in range(4)] == [*reads, None]
+        assert [b.reply(ok(unique)) for unique in (2, 4, 6)] == [ok(2), ok(4), ok(6)]
+
+
+def test_a_read_interrupted_before_its_turn_is_answered_eintr() -> None:
+    with bench(wants_to_end=lambda _: True) as b:
+        assert not b.exchange.request(memoryview(bytearray(read(2, 0, 4096))))
+        assert b.request(interrupt(2)) == read(2, 0, 4096)
+        b.exchange.check_interrupted()
+        assert b.received() == wire.error_reply(2, errno.EINTR)
+        assert b.reply(ok(2)) is None
+
+
 def test_a_read_is_answered_from_the_file_but_never_short_before_its_end() -> None:
     class Here(NoBacking):
         def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
             return file.fileno()
-
-    def read(unique: int, offset: int, size: int) -> bytes:
-        body = struct.pack("=QQIIQII", 5, offset, size, 0, 0, 0, 0)
-        return wire.request(Opcode.READ, unique, IMAGE, body)
 
     with tempfile.TemporaryFile() as file, bench(backing=Here()) as b:
         file.write(b"0123456789")
