@@ -13,9 +13,9 @@ PANELS: Final = {
     "sequential": "read from start to end, GB/s",
     "random-1m": "read 1 MiB at random, GB/s",
     "random-4k": "read 4 KiB at random, thousands a second",
-    "opens": "open, read 4 KiB, close, a second",
+    "open-read-close": "open, read 4 KiB, close, a second",
     "open-busy": "open while a fetch runs, ms (less is better)",
-    "page-cache": "page cache taken by one read, in images (less is better)",
+    "page-cache": "page cache after one read, in images (less is better)",
 }
 """The first part of rows' names, and the title of their panel."""
 
@@ -40,7 +40,7 @@ def draw(rows: list[Row], path: Path) -> None:
         raise ValueError("no row of this run can be drawn: run sequential, say")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cachefs", "font.size": 9})
     lines = -(-len(found) // 2)
-    figure = Figure(figsize=(10, 1.9 * lines), layout="constrained")
+    figure = Figure(figsize=(11, 1.9 * lines), layout="constrained")
     axes = list(figure.subplots(lines, 2, squeeze=False).flat)
     for axis, (panel, values) in zip(axes, found.items(), strict=False):
         _bars(axis, PANELS[panel], values)
@@ -64,9 +64,8 @@ def _values(panel: str, rows: list[Row]) -> dict[str, float]:
 def _bars(axis: Axes, title: str, values: dict[str, float]) -> None:
     names = [CONTENDERS[who][0] for who in values]
     bars = axis.barh(names, list(values.values()), color=[CONTENDERS[who][1] for who in values])
-    axis.bar_label(
-        bars, labels=[f"{value:,.3g}" for value in values.values()], padding=3, color=INK
-    )
+    labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values.values()]
+    axis.bar_label(bars, labels=labels, padding=3, color=INK)
     axis.set_title(title, loc="left", color=INK, fontsize=10)
     axis.invert_yaxis()
     axis.margins(x=0.2)

@@ -75,10 +75,10 @@ def opens(lab: Lab) -> Iterator[Row]:
     """The rows of subject ``opens-transports``: open, read 4 KiB, close."""
     paths = _places(lab, lab.small[0])
     samples = interleaved(lab.rounds, {who: opening([path], 1000) for who, path in paths.items()})
-    yield against("opens.relay.rclone", "/s", samples, "rclone", ">= 7", ours="relay")
-    yield against("opens.plain.rclone", "/s", samples, "rclone", ours="plain")
+    yield against("open-read-close.relay.rclone", "/s", samples, "rclone", ">= 7", ours="relay")
+    yield against("open-read-close.plain.rclone", "/s", samples, "rclone", ours="plain")
     # Opening may cost 1.3 times the plain open.
-    yield against("opens.relay.plain", "/s", samples, "plain", ">= 0.77", ours="relay")
+    yield against("open-read-close.relay.plain", "/s", samples, "plain", ">= 0.77", ours="relay")
 
 
 def busy_opens(lab: Lab) -> Iterator[Row]:
