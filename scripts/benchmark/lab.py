@@ -79,7 +79,7 @@ class Lab:
         self.here = here
         self.root = here / "origin"
         self.quick = quick
-        self.cachefs_pid = 0
+        self._cachefs_pid = 0
         self.rounds = rounds or (3 if quick else 7)
         self._stack = contextlib.ExitStack()
 
@@ -145,8 +145,14 @@ class Lab:
         """A cachefs mount of the origin."""
         mountpoint = self._directory("cachefs")
         served = self.start_cachefs(self.url, mountpoint, self.here / "cachefs.cache")
-        self.cachefs_pid = served.pid
+        self._cachefs_pid = served.pid
         return self._ready(self.serve(served), "control/status")
+
+    @property
+    def cachefs_pid(self) -> int:
+        """The process that was started for :attr:`cachefs`; others are below it."""
+        assert self.cachefs
+        return self._cachefs_pid
 
     @functools.cached_property
     def plain(self) -> Path:
