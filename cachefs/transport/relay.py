@@ -46,7 +46,7 @@ from .table import OpenTable
 log = logging.getLogger(__name__)
 
 _BATCH = 32  # requests between two checkpoints
-_READ_TIME = 0.0005  # seconds of READs between two looks for what goes before them
+_READ_TIME = 0.002  # seconds of READs between two looks for what goes before them
 _PATIENCE = 3  # turns of the event loop in which to look for more before sleeping
 _INTERRUPT_POLL = 0.1  # seconds
 TASKS: Final = 400
