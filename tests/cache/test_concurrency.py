@@ -137,6 +137,26 @@ def test_of_many_who_queue_one_image_exactly_one_is_told_so(place: Place) -> Non
     assert won.count(True) == 1
 
 
+def test_the_queue_is_in_order_whenever_it_is_looked_at(place: Place) -> None:
+    """Between the creation of its file and the time it is given, an image would stand anywhere."""
+    cache, names = place.cache(), [f"image-{number:03}" for number in reversed(range(300))]
+    done, seen = threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(cache.get_queued_images())
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for name in names:
+            cache.queue_image(name)
+    finally:
+        done.set()
+        looker.join()
+    assert all(listing == names[: len(listing)] for listing in seen)
+
+
 def test_of_many_who_delete_all_images_each_image_is_counted_once(place: Place) -> None:
     cache = place.cache()
     fill(cache, "abcdefgh", 10)
