@@ -1,8 +1,8 @@
 """What the threads of a download report to the event loop, gathered.
 
-Waking the event loop, and whoever waits there, for every megabyte took a fifth of the time in which
-a fast source sends it. Where nobody reads, it is woken :data:`PAUSE` after the first report of a
-batch; where somebody does, at once."""
+Waking the event loop, and all who wait there, for every megabyte of a fast source keeps the threads
+that receive it from the interpreter. Where nobody reads, it is woken :data:`PAUSE` after the first
+report of a batch; where somebody does, at once."""
 
 from collections import deque
 from collections.abc import Callable
