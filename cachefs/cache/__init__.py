@@ -2,10 +2,11 @@
 
 from cachefs.cache.image_cache import ImageCache
 from cachefs.cache.lock import share
+from cachefs.cache.open_image import OpenImage
 from cachefs.cache.partial import CHUNK, PartialMap, Version
 from cachefs.cache.queue import Failure
 from cachefs.cache.room import Limits, Usage
-from cachefs.cache.store import OpenImage, Store
+from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.cache.writeback import begin_writeback
 

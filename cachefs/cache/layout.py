@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 class Layout:
@@ -74,18 +75,25 @@ class Layout:
     def write_atomically(self, path: Path, content: bytes) -> None:
         """Replace *path* by *content*, so that every reader, also after a power loss, finds the old
         bytes or the new, whole. *path* is on the cache directory's filesystem."""
+        with self.replacing(path) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(path.parent)
+
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Iterator[BinaryIO]:
+        """A new file that gets the name *path* when the block ends; where it raises, nothing
+        happens. Nothing is made durable."""
         # Not named by the process's number: containers that share the directory share numbers.
         fd, name = tempfile.mkstemp(dir=self.scratch_dir)
         scratch = Path(name)
         try:
             with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                yield file
             scratch.rename(path)
         finally:
             scratch.unlink(missing_ok=True)
-        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

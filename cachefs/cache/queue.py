@@ -6,10 +6,8 @@ of ours, with the rejected bytes, if there were any, in ``invalid/ID``."""
 import contextlib
 import json
 import os
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.errors import CacheFSError, ChecksumError, InvalidImageIDError
@@ -46,16 +44,10 @@ class Queue:
             return False
         # It gets its name with its place: whoever lists the queue would see the time of its
         # creation first, which is the last tick of a clock, and so may be before its predecessor's.
-        fd, name = tempfile.mkstemp(dir=self._layout.scratch_dir)
-        scratch = Path(name)
-        try:
-            os.fchmod(fd, 0o640)
+        with self._layout.replacing(path) as file:
+            os.fchmod(file.fileno(), 0o640)
             self._last_ns = max(time.time_ns(), self._last_ns + 1)
-            os.utime(fd, ns=(self._last_ns, self._last_ns))
-            scratch.rename(path)
-        finally:
-            os.close(fd)
-            scratch.unlink(missing_ok=True)
+            os.utime(file.fileno(), ns=(self._last_ns, self._last_ns))
         return True
 
     def set_priority(self, image_id: str, priority: int) -> None:

@@ -8,19 +8,18 @@ them.
 Several processes may use one directory. What is reserved, held open, queued or failed is on the
 disk (file lengths, file locks, files), not in memory."""
 
-import errno
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.cache.held import Held
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
-from cachefs.cache.lock import DirectoryLock, free, is_held, open_shared, owned, share
+from cachefs.cache.lock import DirectoryLock, is_held, owned, share
 from cachefs.cache.mend import reconcile
+from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
 from cachefs.cache.queue import Failure, Failures, Queue
 from cachefs.cache.room import Candidate, Limits, Room, Usage
@@ -48,32 +47,6 @@ log = logging.getLogger(__name__)
 AHEAD_SHARE = 64
 """A writer that does not know its image's size reserves at most this fraction of the free room
 ahead, so that all writers together leave most of it to others."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenImage:
-    """A cached image held open. *fd* stays readable, and the image is no victim, until it is
-    closed."""
-
-    entry: Entry
-    fd: int
-
-    def rest(self) -> None:
-        """Let it be evicted, but keep the file open."""
-        free(self.fd)
-
-    def resume(self) -> bool:
-        """Hold it again after :meth:`rest`; False where it is not the cached image any more."""
-        try:
-            share(self.fd)
-        except BlockingIOError:
-            return False
-        status = os.fstat(self.fd)
-        return status.st_nlink > 0 and status.st_size == self.entry.size
-
-    def close(self) -> None:
-        """Let the image go."""
-        os.close(self.fd)
 
 
 class Store:
@@ -178,12 +151,12 @@ class Store:
 
         The descriptor shares a lock that every evictor of every process respects.
         """
-        image = self._open(image_id)
+        image = open_cached(self.layout, self.driver, image_id)
         if image is None and self.driver.get(image_id) is not None:
             # Just being published or evicted, or amiss: under the lock it is one or the other.
             with self._lock:
                 self._mend(image_id)
-                image = self._open(image_id)
+                image = open_cached(self.layout, self.driver, image_id)
         if image is None:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         return image
@@ -447,25 +420,6 @@ class Store:
         for listener in self._evicted:
             listener(entry)
 
-    def _open(self, image_id: str) -> OpenImage | None:
-        """Open the file and find its record, in this order: the record of a file that still has its
-        name afterwards is no other publication's."""
-        try:
-            fd = open_shared(self.layout.image(image_id))
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                return None
-            raise
-        try:
-            entry, status = self.driver.get(image_id), os.fstat(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        if entry is None or not status.st_nlink or status.st_size != entry.size:
-            os.close(fd)
-            return None
-        return OpenImage(entry, fd)
-
     def _mend(self, image_id: str) -> Entry | None:
         """The record of a cached image, once file and record agree: a file without a record is
         adopted, a record without a file dropped, an image of another length than recorded is
@@ -491,10 +445,6 @@ class Store:
             self._tell(entry)
             return None
         return entry
-
-
-_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN})
-"""Errnos of an open that finds no image: no file, a symbolic link, or somebody who removes it."""
 
 
 def _taken_away(image_id: str) -> ImageBusyError:

@@ -25,15 +25,16 @@ class Sink:
         self._open = True
         self._inside = 0
 
-    def write(self, data: bytes | memoryview, offset: int, *, on: bool = False) -> bool:
-        """Write all of *data* at *offset* bytes, and *on* to the disk without waiting for it;
-        False, and nothing is done, once shut. Raises OSError as write(2)."""
+    def write(self, data: bytes | memoryview, offset: int, *, to_disk: bool = False) -> bool:
+        """Write all of *data* at *offset* bytes; with *to_disk* have it written back at once,
+        without waiting for that. False, and nothing is done, once shut. Raises OSError as
+        write(2)."""
         view, position = memoryview(data), offset
         with self._enter() as may:
             while view and may:
                 count = os.pwrite(self._fd, view, position)
                 view, position = view[count:], position + count
-            if may and on:
+            if may and to_disk:
                 begin_writeback(self._fd, offset, len(data))
         return may
 

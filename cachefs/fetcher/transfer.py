@@ -191,9 +191,9 @@ class Transfer:
                         f"{self._image.image_id!r} at {self._image.source}: the source does not"
                         " send the same bytes again"
                     )
-                # Writing to the disk takes time from a reader, and saves whoever waits for the end.
-                on = not self._is_read()
-                if not self._sink.write(memoryview(piece)[old:], position + old, on=on):
+                new, offset = memoryview(piece)[old:], position + old
+                # It takes time from a reader, and saves it to whoever waits for the end.
+                if not self._sink.write(new, offset, to_disk=not self._is_read()):
                     return
                 position += len(piece)
                 reported = self._report(reported, position, stop)

@@ -42,64 +42,6 @@ class MountOptions:
     extra: tuple[str, ...] = ()
 
 
-class Backing(Protocol):
-    """Which files stand behind which nodes: asked by the relay in its pump, so a look-up in memory,
-    never a wait; an exception that leaves it is logged and means None."""
-
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        """A descriptor of the complete, immutable file that all reads of *nodeid* may go to without
-        the daemon from now on, or None. The relay does not keep it: it is needed only during the
-        call that follows, and may be closed after the last release.
-
-        Asked once for the first of several concurrent opens of a node; the others follow it."""
-
-    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
-        """A descriptor of a file, as long as the node, whose bytes [*start*, *stop*) are final, so
-        that the relay may answer a READ of them by itself; or None to have pyfuse3 asked."""
-
-    def open_here(self, nodeid: int, flags: int) -> int | None:
-        """The handle of an open that is granted without asking pyfuse3 (*flags* are those of
-        ``open(2)``), or None to have it asked. Called again, in the next worker, if this one dies
-        before the kernel has the answer."""
-
-    def opened_here(self, nodeid: int) -> None:
-        """The kernel has the answer of :meth:`open_here`. What this does keeps nobody waiting but
-        who comes next; of a worker that dies just then, it is not done."""
-
-    def release_here(self, nodeid: int, fh: int) -> bool:
-        """Whether *fh* was granted by :meth:`open_here`, of this worker or one before, so that its
-        RELEASE is not pyfuse3's either. It is closed then."""
-
-
-class NoBacking:
-    """The policy of a filesystem without backing files."""
-
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:  # noqa: ARG002 - a protocol
-        """None: no passthrough."""
-        return None
-
-    def read_fd(
-        self,
-        nodeid: int,  # noqa: ARG002 - a protocol
-        fh: int,  # noqa: ARG002 - a protocol
-        start: int,  # noqa: ARG002 - a protocol
-        stop: int,  # noqa: ARG002 - a protocol
-    ) -> int | None:
-        """None: every READ is pyfuse3's."""
-        return None
-
-    def open_here(self, nodeid: int, flags: int) -> int | None:  # noqa: ARG002 - a protocol
-        """None: every OPEN is pyfuse3's."""
-        return None
-
-    def opened_here(self, nodeid: int) -> None:
-        """Nothing is opened here."""
-
-    def release_here(self, nodeid: int, fh: int) -> bool:  # noqa: ARG002 - a protocol
-        """False: every RELEASE is pyfuse3's."""
-        return False
-
-
 class Transport(Protocol):
     """The kernel side of one mount. One in a process: pyfuse3's session is global."""
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from . import interrupts, wire
-from .base import Backing
+from .backing import Guarded
 from .device import Connection
 from .opens import Opens
 from .table import OpenTable
@@ -89,7 +89,7 @@ class Exchange:
         connection: Connection,
         table: OpenTable,
         opens: Opens,
-        backing: Backing,
+        backing: Guarded,
         *,
         send: Callable[[bytes], None],
         notify: Callable[[bytes], None],
@@ -198,11 +198,7 @@ class Exchange:
         kernel takes a short answer for the end of the file (``fuse_short_read``).
         """
         fh, offset, size = wire.read_in(message)
-        try:
-            fd = self._backing.read_fd(nodeid, fh, offset, offset + size)
-        except Exception:
-            log.exception("no file to read for node %d", nodeid)
-            return False
+        fd = self._backing.read_fd(nodeid, fh, offset, offset + size)
         if fd is None or size > MAX_IO:
             return False
         try:
@@ -222,11 +218,7 @@ class Exchange:
         return True
 
     def _open_here(self, unique: int, nodeid: int, flags: int) -> bool:
-        try:
-            fh = self._backing.open_here(nodeid, flags)
-        except Exception:
-            log.exception("no open for node %d", nodeid)
-            return False
+        fh = self._backing.open_here(nodeid, flags)
         if fh is None:
             return False
         reply = wire.open_reply(unique, fh, wire.OpenFlag.KEEP_CACHE)
@@ -235,19 +227,12 @@ class Exchange:
             self._backing.release_here(nodeid, fh)
             if refused != errno.ENOENT:
                 self._write(wire.error_reply(unique, refused), unique)
-            return True
-        try:
+        else:
             self._backing.opened_here(nodeid)
-        except Exception:
-            log.exception("after the open of node %d", nodeid)
         return True
 
     def _release_here(self, unique: int, nodeid: int, message: memoryview) -> bool:
-        try:
-            released = self._backing.release_here(nodeid, wire.release_in_fh(message))
-        except Exception:
-            log.exception("no release for node %d", nodeid)
-            return False
+        released = self._backing.release_here(nodeid, wire.release_in_fh(message))
         if released:
             self._opens.answer_release(nodeid, memoryview(wire.error_reply(unique, 0)))
         return released

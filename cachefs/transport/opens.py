@@ -36,7 +36,7 @@ import time
 from contextlib import suppress
 
 from . import wire
-from .base import Backing
+from .backing import Guarded
 from .device import Connection
 from .table import IOMode, OpenTable, Slot, TableFullError
 
@@ -49,7 +49,7 @@ class Opens:
     """The open nodes of one connection. All methods are for the pump's task only."""
 
     def __init__(
-        self, connection: Connection, table: OpenTable, backing: Backing, *, passthrough: bool
+        self, connection: Connection, table: OpenTable, backing: Guarded, *, passthrough: bool
     ) -> None:
         self._connection = connection
         self._table = table
@@ -135,11 +135,7 @@ class Opens:
         return {nodeid: slot.opens for nodeid, slot in self._table.nodes().items()}
 
     def _make_backing_id(self, nodeid: int, fh: int) -> int:
-        try:
-            fd = self._backing.backing_fd(nodeid, fh)
-        except Exception:
-            log.exception("no backing file for node %d", nodeid)
-            return 0
+        fd = self._backing.backing_fd(nodeid, fh)
         if fd is None:
             return 0
         self._table.intend()

@@ -29,13 +29,12 @@ import trio
 
 from . import device as fuse_device
 from . import wire
+from .backing import Backing, Guarded, NoBacking
 from .base import (
     SO_RCVBUFFORCE,
     SO_SNDBUFFORCE,
     SOCKET_BUFFER,
-    Backing,
     MountOptions,
-    NoBacking,
     TransportInfo,
 )
 from .exchange import MAX_BACKGROUND, MESSAGE_MAX, Exchange
@@ -110,14 +109,14 @@ class RelayTransport:
         self._read_ahead_kib = read_ahead_kib
         self._gate = gate or OpenGate()
         self._table = OpenTable(table_fd)
-        backing = backing or NoBacking()
-        self._opens = Opens(self._connection, self._table, backing, passthrough=info.passthrough)
+        guarded = Guarded(backing or NoBacking())
+        self._opens = Opens(self._connection, self._table, guarded, passthrough=info.passthrough)
         self._notifier = Notifier()
         self._exchange = Exchange(
             self._connection,
             self._table,
             self._opens,
-            backing,
+            guarded,
             send=self._send_soon,
             notify=self._write_notification,
             passthrough=info.passthrough,

@@ -17,7 +17,8 @@ from typing import Protocol
 
 import trio
 
-from .base import Backing, Transport, TransportInfo
+from .backing import Backing
+from .base import Transport, TransportInfo
 from .handover import (
     BEAT,
     DRAIN,

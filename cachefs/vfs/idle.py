@@ -1,11 +1,12 @@
 """Files of cached images that nobody has open just now, kept for the next who opens them.
 
-Owns their descriptors and the time they stay. Half of what an open costs is opening the file,
+Owns their descriptors and the time they stay. A third of what an open costs is opening the file,
 locking it and finding its record; an image that is opened often is opened again soon.
 
 INVARIANT: an idle file protects nothing: its lock is given back, so any process may evict its
-image, and whoever takes it up looks whether one did. The disk space of an image that another
-process evicts is back :data:`IDLE_SECONDS` after its last close."""
+image, and whoever takes it up looks whether one did. Eviction by this process drops it; what
+another evicts gives its disk space back 1.5 :data:`IDLE_SECONDS` after its last close at the latest.
+"""
 
 import time
 from collections import OrderedDict

@@ -161,8 +161,7 @@ class OpenImages:
         if join(Room.CACHED, image.entry.inode) != inode:
             image.close()
             raise StaleError(f"image {image_id!r} has been fetched anew")
-        file = ImageFile(image, self._reader, inode, lambda: self._closed_elsewhere(inode))
-        self._cached[inode] = file
+        file = self._add(image, inode)
         # After it was added, for hold() looks in the other order: one of us sees the other.
         if inode in self._leaving:
             self._hold_leaving(file, image_id)
@@ -226,7 +225,7 @@ class OpenImages:
 
     def backing_fd(self, nodeid: int, fh: int) -> int | None:
         """The descriptor of a complete image that is open, for the kernel to read from by itself
-        (this is :class:`cachefs.transport.base.Backing`, which lies above)."""
+        (this is :class:`cachefs.transport.backing.Backing`, which lies above)."""
         del fh  # the same number, for images
         file = self._cached.get(nodeid)
         return file.fd if file else None
@@ -325,12 +324,16 @@ class OpenImages:
             return None
         share(fd)
         self._elsewhere.add(inode)
-        image = OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd)
+        return self._add(
+            OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd), inode
+        )
+
+    # Inside
+
+    def _add(self, image: OpenImage, inode: int) -> ImageFile:
         file = ImageFile(image, self._reader, inode, lambda: self._closed_elsewhere(inode))
         self._cached[inode] = file
         return file
-
-    # Inside
 
     def _follow(self, flight: Flight, inode: int, pid: int) -> LazyFile:
         if not self._lasting:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefs.transport import wire
-from cachefs.transport.base import NoBacking
+from cachefs.transport.backing import Guarded, NoBacking
 from cachefs.transport.device import Connection
 from cachefs.transport.exchange import Exchange
 from cachefs.transport.opens import Opens
@@ -56,7 +56,7 @@ class Bench:
         self.connection = FakeConnection(device.fileno())
         self.table_fd = OpenTable.create(slots=64)
         self.table = OpenTable(self.table_fd)
-        backing = options.pop("backing", None) or Images()
+        backing = Guarded(options.pop("backing", None) or Images())
         self.opens = Opens(self.connection, self.table, backing, passthrough=True)
         self.sent: list[bytes] = []
         self.notified: list[bytes] = []
@@ -240,6 +240,7 @@ def test_a_backing_policy_that_raises_is_no_passthrough(caplog: Any) -> None:
     with bench(backing=Broken()) as b:
         b.request(open_request(2))
         assert b.reply(opened(2)) == opened(2)
+    assert "broken" in caplog.text
 
 
 def test_the_answer_to_init_is_amended_and_the_request_kept_for_the_next_worker() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefs.transport import wire
-from cachefs.transport.base import NoBacking
+from cachefs.transport.backing import Guarded, NoBacking
 from cachefs.transport.opens import Opens
 from cachefs.transport.table import IOMode, OpenTable, Slot, TableFullError
 from cachefs.transport.wire import OpenFlag
@@ -118,7 +118,7 @@ class Worker:
         self.real = self.table._words, self.table._bytes
         self.table._words = Memory(self.table._words, kernel.steps)  # type: ignore[assignment]
         self.table._bytes = Memory(self.table._bytes, kernel.steps)  # type: ignore[assignment]
-        self.opens = Opens(kernel, self.table, Policy(), passthrough=True)  # type: ignore[arg-type]
+        self.opens = Opens(kernel, self.table, Guarded(Policy()), passthrough=True)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.table._words, self.table._bytes = self.real

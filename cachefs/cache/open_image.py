@@ -1,0 +1,66 @@
+"""A cached image held open for reading.
+
+Owns the descriptor and its lock, which every evictor of every process respects, and the check that
+the file is the image that the index speaks of. Decides nothing, and takes no other lock."""
+
+import errno
+import os
+from dataclasses import dataclass
+
+from cachefs.cache.layout import Layout
+from cachefs.cache.lock import free, open_shared, share
+from cachefs.drivers import Driver, Entry
+
+_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN})
+"""Errnos of an open that finds no image: no file, a symbolic link, or somebody who removes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenImage:
+    """A cached image held open. *fd* stays readable, and the image is no victim, until it is
+    closed."""
+
+    entry: Entry
+    fd: int
+
+    def rest(self) -> None:
+        """Let it be evicted, but keep the file open."""
+        free(self.fd)
+
+    def resume(self) -> bool:
+        """Hold it again after :meth:`rest`; False where it is not the cached image any more."""
+        try:
+            share(self.fd)
+        except BlockingIOError:
+            return False
+        return _is_image(self.fd, self.entry)
+
+    def close(self) -> None:
+        """Let the image go."""
+        os.close(self.fd)
+
+
+def open_cached(layout: Layout, driver: Driver, image_id: str) -> OpenImage | None:
+    """Open the file and find its record, in this order: the record of a file that still has its
+    name afterwards is no other publication's. None where there is no such image."""
+    try:
+        fd = open_shared(layout.image(image_id))
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
+    try:
+        entry = driver.get(image_id)
+        if entry is not None and _is_image(fd, entry):
+            return OpenImage(entry, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _is_image(fd: int, entry: Entry) -> bool:
+    """Whether the file has a name still, and the length of the image."""
+    status = os.fstat(fd)
+    return status.st_nlink > 0 and status.st_size == entry.size
