@@ -39,12 +39,12 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from . import device as fuse_device
 from .base import MountOptions, TransportInfo
 from .handover import DRAIN, ENVIRONMENT, GO, READY, STANDBY, STOP, TOLD_WHY, UNMOUNTED, Inheritance
+from .process import WorkerProcess
 from .table import OpenTable
 
 log = logging.getLogger(__name__)
@@ -66,66 +66,6 @@ class Limits:
     longest_pause: float = 5.0
     quarantine_after: int = 5
     give_up_after: int = 20
-
-
-class _Worker:
-    """One worker process, and what it has said."""
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], control: socket.socket, now: float
-    ) -> None:
-        self.process = process
-        self.pid = process.pid
-        self.control = control
-        self.pidfd = os.pidfd_open(process.pid)
-        self.started = self.heard = now
-        self.ready_at: float | None = None
-        self.standby = False
-        self.leave_by: float | None = None
-        self.killed_at: float | None = None
-        self.silent = False
-        self.unmounted = False
-
-    def tell(self, word: bytes) -> None:
-        try:
-            self.control.send(word)
-        except OSError as error:
-            log.debug("worker %d does not listen: %s", self.pid, error)
-
-    def listen(self, now: float) -> list[bytes]:
-        words: list[bytes] = []
-        while True:
-            try:
-                word = self.control.recv(64)
-            except (BlockingIOError, ConnectionError):
-                return words
-            if not word:
-                return words
-            self.heard = now
-            words.append(word)
-
-    def kill(self, now: float) -> None:
-        if self.killed_at is None:
-            self.killed_at = now
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it serves, or waits for nothing but its turn."""
-        return self.standby or self.ready_at is not None
-
-    @property
-    def leader_is_dead(self) -> bool:
-        """Whether the main thread is gone although the process is not (proc(5), stat)."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text("ascii", "replace")
-        except OSError:
-            return True
-        return stat.rpartition(")")[2].split()[0] in "ZX"
-
-    def close(self) -> None:
-        self.control.close()
-        os.close(self.pidfd)
 
 
 class Supervisor:
@@ -159,9 +99,9 @@ class Supervisor:
         self._clock = clock
         self._on_ready = on_ready
         self._device = self._table = -1
-        self._current: _Worker | None = None
-        self._next: _Worker | None = None
-        self._ghosts: list[_Worker] = []
+        self._current: WorkerProcess | None = None
+        self._next: WorkerProcess | None = None
+        self._ghosts: list[WorkerProcess] = []
         self._start_at: float | None = None
         self._deaths = self._crashes = 0
         self._served = False
@@ -238,7 +178,7 @@ class Supervisor:
                 else:
                     self._on_upgrade()
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self) -> list[WorkerProcess]:
         return [worker for worker in (self._current, self._next) if worker is not None]
 
     def _check(self) -> None:
@@ -259,7 +199,7 @@ class Supervisor:
         if self._upgrade_wanted and self._is_settled:
             self._on_upgrade()
 
-    def _on_word(self, worker: _Worker, word: bytes, now: float) -> None:
+    def _on_word(self, worker: WorkerProcess, word: bytes, now: float) -> None:
         if word == READY:
             worker.ready_at = now
             log.info("worker %d serves %s", worker.pid, self._mountpoint)
@@ -277,10 +217,10 @@ class Supervisor:
             worker.unmounted = True
             self._unmounted = True
 
-    def _judge(self, worker: _Worker, now: float) -> None:
+    def _judge(self, worker: WorkerProcess, now: float) -> None:
         limits = self._limits
         if worker.process.poll() is not None:
-            self._on_gone(worker, f"worker {worker.pid} {_how(worker.process.returncode)}", now)
+            self._on_gone(worker, worker.how_it_ended, now)
         elif worker.killed_at is not None:
             if now - worker.killed_at > limits.kill_grace:
                 self._ghosts.append(worker)
@@ -300,7 +240,7 @@ class Supervisor:
 
     # --- what happens -------------------------------------------------------------------------
 
-    def _on_gone(self, worker: _Worker, how: str, now: float) -> None:
+    def _on_gone(self, worker: WorkerProcess, how: str, now: float) -> None:
         if worker not in self._ghosts:
             worker.close()
         if worker is self._next:
@@ -324,7 +264,7 @@ class Supervisor:
         else:
             self._on_death(worker, how, now)
 
-    def _on_death(self, worker: _Worker, how: str, now: float) -> None:
+    def _on_death(self, worker: WorkerProcess, how: str, now: float) -> None:
         alive_until = worker.heard if worker.silent else now
         if worker.ready_at is not None and alive_until - worker.ready_at >= self._limits.settled:
             self._deaths = self._crashes = 0
@@ -350,7 +290,7 @@ class Supervisor:
         self._current.standby = False
         self._current.tell(GO)
 
-    def _leave(self, worker: _Worker, word: bytes, now: float) -> None:
+    def _leave(self, worker: WorkerProcess, word: bytes, now: float) -> None:
         worker.leave_by = now + self._limits.leave_timeout
         worker.tell(word)
 
@@ -426,7 +366,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        worker = _Worker(process, ours, self._clock())
+        worker = WorkerProcess(process, ours, self._clock())
         if turn:
             self._current = worker
         else:
@@ -447,9 +387,3 @@ class Supervisor:
         for fd in (self._device, self._table, self._wake_r, self._wake_w):
             if fd >= 0:
                 os.close(fd)
-
-
-def _how(status: int) -> str:
-    if status < 0:
-        return f"died of {signal.Signals(-status).name}"
-    return f"exited with status {status}"

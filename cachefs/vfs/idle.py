@@ -5,7 +5,7 @@ locking it and finding its record; an image that is opened often is opened again
 
 INVARIANT: an idle file protects nothing: its lock is given back, so any process may evict its
 image, and whoever takes it up looks whether one did. Eviction by this process drops it; what
-another evicts gives its disk space back 1.5 :data:`IDLE_SECONDS` after its last close at the latest.
+another evicts gives its space back 1.5 :data:`IDLE_SECONDS` after its last close at the latest.
 """
 
 import time
