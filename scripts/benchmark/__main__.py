@@ -13,24 +13,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmark import fetching, missing, opening, reading, scale, transports
+from benchmark import fetching, missing, opening, reading, scale
 from benchmark.draw import draw
 from benchmark.lab import Lab
 from benchmark.measure import Row
 
 SUBJECTS: dict[str, tuple[Callable[[Lab], Iterator[Row]], str]] = {
-    "read": (reading.sequential, "a cached image read from start to end"),
+    "read": (reading.sequential, "a cached image from start to end, on both transports"),
+    "random": (reading.at_random, "1 MiB and 4 KiB of it at random"),
+    "page-cache": (reading.page_cache, "memory taken by one read image"),
     "opens": (opening.one_file, "open, read 4 KiB, close of one cached image"),
     "opens-64": (opening.round_robin, "the same, round 64 images"),
+    "open-busy": (opening.while_fetching, "opening while another image is fetched"),
     "fetch": (fetching.unsummed, "touch queue/ID until cached/ID is there"),
     "fetch-sums": (fetching.summed, "the same, verified by a SHA256SUMS"),
     "first-byte": (missing.first_bytes, "the first 4 KiB of an image that is not cached"),
     "miss": (missing.sequential, "a sequential read of an image that is not cached"),
-    "sequential": (transports.sequential, "both transports: a cached image from start to end"),
-    "random": (transports.random_reads, "both transports: 4 KiB and 1 MiB at random"),
-    "opens-transports": (transports.opens, "both transports: open, read 4 KiB, close"),
-    "busy-opens": (transports.busy_opens, "both transports: opening while a fetch runs"),
-    "page-cache": (transports.page_cache, "both transports: memory taken by one read image"),
     "scale-sqlite": (scale.sqlite, "start, ls, eviction, memory with many cached images"),
     "scale-xattr": (scale.xattr, "the same with the xattr driver"),
 }
@@ -91,7 +89,7 @@ def _document(rows: list[Row], *, quick: bool) -> dict[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    subjects = "\n".join(f"  {name:16} {text}" for name, (_, text) in SUBJECTS.items())
+    subjects = "\n".join(f"  {name:14} {text}" for name, (_, text) in SUBJECTS.items())
     parser = argparse.ArgumentParser(
         "scripts/bench",
         description="Measures cachefs beside its peers.",
@@ -104,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="smaller images, fewer rounds")
     parser.add_argument("--rounds", type=int, help="repetitions of each measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw both transports' rows there")
+    parser.add_argument(
+        "--svg", type=Path, metavar="FILE", help="draw them there: reading, opening"
+    )
     parser.add_argument("--dir", default="/var/tmp", help="where to work; on a disk, 6 GB free")  # noqa: S108
     parser.add_argument("--strict", action="store_true", help="exit 1 where a target is missed")
     return parser

@@ -1,4 +1,4 @@
-"""Draws what the subjects of :mod:`benchmark.transports` found, as one SVG."""
+"""Draws what the subjects of reading and opening found, as one SVG."""
 
 from pathlib import Path
 from typing import Final
@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from benchmark.measure import Row
 
 PANELS: Final = {
-    "sequential": "read from start to end, GB/s",
+    "read": "read from start to end, GB/s",
     "random-1m": "read 1 MiB at random, GB/s",
     "random-4k": "read 4 KiB at random, thousands a second",
-    "open-read-close": "open, read 4 KiB, close, a second",
+    "opens": "open, read 4 KiB, close, a second",
     "open-busy": "open while a fetch runs, ms (less is better)",
     "page-cache": "page cache after one read, in images (less is better)",
 }
@@ -37,7 +37,7 @@ def draw(rows: list[Row], path: Path) -> None:
     OSError as open(2)."""
     found = {panel: values for panel in PANELS if (values := _values(panel, rows))}
     if not found:
-        raise ValueError("no row of this run can be drawn: run sequential, say")
+        raise ValueError("no row of this run can be drawn: run read, say")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cachefs", "font.size": 9})
     lines = -(-len(found) // 2)
     figure = Figure(figsize=(11, 1.9 * lines), layout="constrained")

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmark.lab import Lab
-from benchmark.measure import Row, against, interleaved, seconds
+from benchmark.measure import TIMEOUT, Row, against, interleaved, seconds
 
 POLL = 0.02
 """Seconds between two looks for the result; a look costs the busy daemon some 0.5 ms."""
-
-TIMEOUT = 300.0
 
 
 def unsummed(lab: Lab) -> Iterator[Row]:
@@ -35,8 +33,7 @@ def _rows(lab: Lab, row: str, name: str) -> Iterator[Row]:
 
     def speed(action: Callable[[], object]) -> float:
         output.unlink(missing_ok=True)
-        (control / "cached" / name).unlink(missing_ok=True)
-        os.sync()
+        lab.uncache(lab.cachefs, name)
         return size / seconds(action) / 1e9
 
     samples = interleaved(

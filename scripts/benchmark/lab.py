@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from benchmark.measure import TIMEOUT, read_through
+
 LIMIT = 900.0
 """Seconds that a served process may live: nothing here takes as long unless it hangs."""
 
@@ -89,6 +91,29 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def read_at(self, name: str) -> dict[str, Path]:
+        """Where the image *name* can be read, and has been: ``native`` is the file itself,
+        ``relay`` :attr:`cachefs`, as root gets it."""
+        places = {
+            "relay": self.cachefs / "images" / name,
+            "plain": self.plain / "images" / name,
+            "rclone": self.rclone / name,
+            "native": self.root / name,
+        }
+        for path in places.values():
+            read_through(path)  # caches it
+        return places
+
+    def uncache(self, mountpoint: Path, name: str) -> None:
+        """Have the image evicted from a cachefs mount, once it is not being fetched any more, and
+        the disk idle."""
+        control = mountpoint / "control"
+        until = time.monotonic() + TIMEOUT
+        while (control / "incomplete" / name).exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        (control / "cached" / name).unlink(missing_ok=True)
+        os.sync()
 
     def serve(self, served: Served) -> Served:
         """Stop it at the end of the run."""

@@ -16,6 +16,9 @@ from pathlib import Path
 BUFFER = memoryview(mmap.mmap(-1, 2**20))
 """The reader reads into this one buffer, 1 MiB a time, so that its own cost is least."""
 
+TIMEOUT = 300.0
+"""Seconds that anything measured may take."""
+
 Samples = dict[str, list[float]]
 
 

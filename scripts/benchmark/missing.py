@@ -7,13 +7,11 @@ The processor's time is that of the daemon and its workers, from /proc/PID/stat.
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmark.fetching import TIMEOUT
 from benchmark.lab import Lab
-from benchmark.measure import Row, against, interleaved, read_through, seconds
+from benchmark.measure import TIMEOUT, Row, against, interleaved, read_through, seconds
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -64,12 +62,7 @@ def sequential(lab: Lab) -> Iterator[Row]:
 
 def _fresh(lab: Lab, name: str, read: Callable[[Path], object]) -> float:
     """How long *read* takes of an image that is not there at all before."""
-    control = lab.cachefs / "control"
-    until = time.monotonic() + TIMEOUT
-    while (control / "incomplete" / name).exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    (control / "cached" / name).unlink(missing_ok=True)
-    os.sync()
+    lab.uncache(lab.cachefs, name)
     return seconds(lambda: read(lab.cachefs / "images" / name))
 
 
