@@ -1,8 +1,8 @@
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.disks import small_disk
 from support.place import Place
 
 from cachefs.cache import ImageCache
@@ -22,10 +22,5 @@ def cache(place: Place) -> ImageCache:
 @pytest.fixture(params=DRIVERS)
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """A place on a filesystem of 16 MiB; needs root."""
-    path = tmp_path / "small"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True)
-    try:
-        yield Place(path / "cache", request.param)
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
+    with small_disk(tmp_path / "small", 16) as disk:
+        yield Place(disk / "cache", request.param)

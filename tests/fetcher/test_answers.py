@@ -31,18 +31,19 @@ async def asked(answers: Answers, nursery: trio.Nursery, image_id: str) -> str:
         return type(error).__name__
 
 
+async def hear(heard: list[str], answers: Answers, nursery: trio.Nursery) -> None:
+    """Ask for an image, and add what is heard."""
+    heard.append(await asked(answers, nursery, "img"))
+
+
 async def test_many_who_ask_at_once_are_one_question(
     source: FakeSource, nursery: trio.Nursery
 ) -> None:
     answers, heard = Answers(source), []
     source.answer.clear()
-
-    async def ask() -> None:
-        heard.append(await asked(answers, nursery, "img"))
-
     async with trio.open_nursery() as askers:
         for _ in range(50):
-            askers.start_soon(ask)
+            askers.start_soon(hear, heard, answers, nursery)
         await until(lambda: source.stats)
         source.answer.set()
     assert heard == ["10"] * 50
@@ -128,13 +129,9 @@ async def test_who_is_cancelled_takes_the_answer_from_nobody(
 ) -> None:
     answers, heard = Answers(source), []
     source.answer.clear()
-
-    async def ask() -> None:
-        heard.append(await asked(answers, nursery, "img"))
-
     async with trio.open_nursery() as askers:
         with trio.CancelScope() as first:
-            askers.start_soon(ask)
+            askers.start_soon(hear, heard, answers, nursery)
             await until(lambda: source.stats)
             first.cancel()
             await answers.ask(nursery, "img")
@@ -148,11 +145,7 @@ async def test_when_the_daemon_ends_who_waits_is_told(source: FakeSource) -> Non
     source.answer.clear()
     with trio.fail_after(5):
         async with trio.open_nursery() as askers, trio.open_nursery() as daemon:
-
-            async def ask() -> None:
-                heard.append(await asked(answers, daemon, "img"))
-
-            askers.start_soon(ask)
+            askers.start_soon(hear, heard, answers, daemon)
             await until(lambda: source.stats)
             daemon.cancel_scope.cancel()
     source.answer.set()

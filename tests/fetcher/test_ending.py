@@ -16,11 +16,21 @@ from cachefs.errors import (
     ImageNotFoundError,
     SourceError,
 )
+from cachefs.fetcher import Flight
 from cachefs.sources import SourceImage
 
 from .conftest import DATA, MIB, FakeSource, Running, cached, failure_of, fetch, read, until
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
+
+
+async def end_unread(flight: Flight, held: FakeSource) -> None:
+    """The image is opened and closed before its bytes come; return once the flight has ended."""
+    flight.add_reader()
+    flight.drop_reader()
+    held.gate.set()
+    await flight.finished.wait()
+
 
 # Cancelling and ending
 
@@ -93,10 +103,7 @@ async def test_with_cancel_the_last_close_does_not_end_what_is_queued(
         fetcher.wake()
         await until(lambda: fetcher.flights)
         flight = fetcher.flights["img"]
-        flight.add_reader()
-        flight.drop_reader()
-        held.gate.set()
-        await flight.finished.wait()
+        await end_unread(flight, held)
     assert cached(store) == DATA
 
 
@@ -105,10 +112,7 @@ async def test_without_cancel_a_fetch_outlives_its_readers(
 ) -> None:
     async with running(held) as fetcher:
         flight = fetcher.start(await fetcher.stat("img"))
-        flight.add_reader()
-        flight.drop_reader()
-        held.gate.set()
-        await flight.finished.wait()
+        await end_unread(flight, held)
     assert cached(store) == DATA
 
 

@@ -18,13 +18,22 @@ from cachefs.errors import (
     NoRoomError,
     SourceError,
 )
-from cachefs.fetcher import transfer
+from cachefs.fetcher import Fetcher, Flight, transfer
 from cachefs.fetcher.flight import FlightState
 from cachefs.sources import SourceImage
 
 from .conftest import DATA, MIB, FakeSource, Running, cached, failure_of, fetch, read, sha256, until
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
+
+
+async def fetched_while_open(fetcher: Fetcher) -> Flight:
+    """The flight of an image that somebody has open, once it has ended."""
+    flight = fetcher.start(await fetcher.stat("img"))
+    flight.add_reader()
+    await flight.finished.wait()
+    return flight
+
 
 # One flight
 
@@ -152,9 +161,7 @@ async def test_readers_of_an_image_read_on_after_it_was_published_and_evicted(
     running: Running, source: FakeSource, store: Store
 ) -> None:
     async with running(source) as fetcher:
-        flight = fetcher.start(await fetcher.stat("img"))
-        flight.add_reader()
-        await flight.finished.wait()
+        flight = await fetched_while_open(fetcher)
         store.evict("img")
         assert await read(flight, 0, len(DATA)) == DATA
         flight.drop_reader()
@@ -165,9 +172,7 @@ async def test_readers_hold_a_published_image_as_any_other(
     running: Running, source: FakeSource, store: Store
 ) -> None:
     async with running(source) as fetcher:
-        flight = fetcher.start(await fetcher.stat("img"))
-        flight.add_reader()
-        await flight.finished.wait()
+        flight = await fetched_while_open(fetcher)
         store.limits = type(store.limits)(type(store.limits.max_size)(size=0))
         assert store.prune() == (0, 0)
         flight.drop_reader()

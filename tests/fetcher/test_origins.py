@@ -10,6 +10,7 @@ import pytest
 import trio
 from support.images import Images
 from support.misbehaving import Exchange
+from support.origin import Origin
 
 from cachefs.cache import Store
 from cachefs.errors import CacheFSError, ChecksumError, ImageChangedError
@@ -29,17 +30,24 @@ def cached(store: Store) -> bytes:
     return (store.layout.base / "img").read_bytes()
 
 
-def put_old(images: Images, digest: str | None) -> None:
-    """Put the old image there, of long ago: what nginx calls an ETag is the second and the size,
-    and the new one comes at once."""
+@pytest.fixture(params=[None, ""], ids=["summed", "unsummed"])
+def digest(request: pytest.FixtureRequest) -> str | None:
+    """Whether SHA256SUMS has the image: see :meth:`Images.put`."""
+    return request.param
+
+
+@pytest.fixture
+def slow_old(images: Images, make_origin: MakeOrigin, digest: str | None) -> Origin:
+    """An origin of the old image, of long ago: what nginx calls an ETag is the second and the size,
+    and the new one comes at once. It takes half a second for a MiB."""
     images.put("img", OLD, digest=digest)
-    os.utime(images.directory / "img", (1, 1))
-    os.utime(images.directory / "SHA256SUMS", (1, 1))
+    for name in ("img", "SHA256SUMS"):
+        os.utime(images.directory / name, (1, 1))
+    return make_origin(limit_rate=SLOW)
 
 
-def replace(images: Images, digest: str | None) -> None:
-    """Put the new image in the old one's place."""
-    images.put("img", NEW, digest=digest)
+ONE_BY_ONE = {"connections": 1, "urgent": 1, "span": MIB}
+"""Settings with which the first MiB has come long before the last."""
 
 
 def serving(image: Callable[[Exchange], None], digest_of: bytes = b"") -> Callable[..., None]:
@@ -100,20 +108,13 @@ async def test_the_next_daemon_asks_only_for_what_is_missing(
     assert origin.bytes_sent("/img") <= len(data) + 2 * 6 * 1.3 * MIB
 
 
-@pytest.mark.parametrize("digest", [None, ""])
 async def test_an_image_replaced_half_way_is_fetched_afresh_and_never_mixed(
-    running: Running,
-    store: Store,
-    images: Images,
-    make_origin: MakeOrigin,
-    digest: str | None,
+    running: Running, store: Store, images: Images, slow_old: Origin, digest: str | None
 ) -> None:
-    put_old(images, digest)
-    origin = make_origin(limit_rate=SLOW)
-    async with running(origin.url, connections=1, urgent=1, span=MIB) as fetcher:
+    async with running(slow_old.url, **ONE_BY_ONE) as fetcher:
         flight = fetcher.start(await fetcher.stat("img"))
         await read(flight, 0, MIB)
-        replace(images, digest)
+        images.put("img", NEW, digest=digest)
         await flight.finished.wait()
         assert isinstance(flight.error, ImageChangedError)
         await until(lambda: store.get("img"))
@@ -121,21 +122,13 @@ async def test_an_image_replaced_half_way_is_fetched_afresh_and_never_mixed(
     assert store.failures.ids() == []
 
 
-@pytest.mark.parametrize("digest", [None, ""])
 async def test_an_image_replaced_while_no_daemon_runs_is_never_mixed(
-    running: Running,
-    store: Store,
-    images: Images,
-    make_origin: MakeOrigin,
-    digest: str | None,
+    running: Running, store: Store, images: Images, slow_old: Origin, digest: str | None
 ) -> None:
-    put_old(images, digest)
-    origin = make_origin(limit_rate=SLOW)
-    async with running(origin.url, connections=1, urgent=1, span=MIB) as fetcher:
-        flight = fetcher.start(await fetcher.stat("img"))
-        await read(flight, 0, MIB)
-    replace(images, digest)
-    async with running(origin.url):
+    async with running(slow_old.url, **ONE_BY_ONE) as fetcher:
+        await read(fetcher.start(await fetcher.stat("img")), 0, MIB)
+    images.put("img", NEW, digest=digest)
+    async with running(slow_old.url):
         await until(lambda: store.get("img"))
     assert cached(store) == NEW
 

@@ -4,12 +4,12 @@ space, backing ids."""
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.cachefs_mount import Mounted
+from support.disks import small_disk
 from support.disturb import (
     KILLED,
     LONG,
@@ -22,7 +22,6 @@ from support.disturb import (
     settled,
     supervisor,
 )
-from support.processes import run
 
 from .conftest import MakeMount
 
@@ -39,17 +38,6 @@ for turn in range(opens):
     if len(held) > 20:
         os.close(held.pop(dice.randrange(len(held))))
 """
-
-
-@contextmanager
-def small_disk(home: Path, mib: int) -> Iterator[Path]:
-    """A filesystem of its own, whose room nobody else takes."""
-    home.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "cachefs-test", str(home))
-    try:
-        yield home
-    finally:
-        run("umount", "-l", str(home))
 
 
 def held(mount: Mounted) -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.cachefs_mount import CACHEFS, Mounted
-from support.disturb import KILLED, LONG, is_alive, kill_worker, queue, supervisor
-from support.processes import run, wait_for
+from support.disturb import KILLED, LONG, kill_worker, queue, supervisor
+from support.processes import is_alive, run, wait_for
 
 from cachefs.transport import device
 
@@ -56,6 +56,19 @@ def put_slow(mount: Mounted, mib: int = 8) -> None:
     mount.origin.put("big", mib * MIB)
     queue(mount, "big")
     mount.wait_listed("incomplete", "big")
+
+
+@contextmanager
+def slow_image_open(mount: Mounted, *expected: str) -> Iterator[tuple[int, bytes]]:
+    """``big`` opened while it is fetched: its descriptor, and its true bytes. *expected* is what
+    the log may say."""
+    put_slow(mount)
+    mount.expect(KILLED, *expected)
+    fd = os.open(mount.image("big"), os.O_RDONLY)
+    try:
+        yield fd, (mount.origin.directory / "big").read_bytes()
+    finally:
+        os.close(fd)
 
 
 def test_an_upgrade_fails_no_request(make_mount: MakeMount) -> None:
@@ -142,8 +155,8 @@ def test_a_running_fetch_goes_on_after_a_kill_where_it_was(make_mount: MakeMount
     data = (mount.origin.directory / "big").read_bytes()
     mount.expect(KILLED)
     with mount.start_tool("sha256sum", mount.image("big")) as reader:
-        for _ in range(2):
-            time.sleep(1.2)
+        for arrived in (4 * MIB, 12 * MIB):
+            wait_for(lambda: mount.record("incomplete/big")["progress"] >= arrived, "bytes")  # noqa: B023
             kill_worker(mount)
         assert reader.wait(30) == 0
     mount.wait_listed("cached", "big")
@@ -162,7 +175,7 @@ def test_a_fetch_that_nobody_reads_and_a_queued_image_are_cached_in_spite_of_kil
         queue(mount, name)
     mount.expect(KILLED)
     kill_worker(mount)
-    time.sleep(1)
+    wait_for(lambda: mount.listed("cached"), "one of them")
     kill_worker(mount)
     mount.wait_listed("cached", *names)
     assert mount.listed("queue") == []
@@ -174,16 +187,11 @@ def test_a_reader_of_a_cancelled_fetch_gets_no_byte_of_it_after_a_kill(
 ) -> None:
     """The file that was being fetched is held for the reader, but it is full of holes."""
     mount = make_mount(source="nginx", limit_rate="500k")
-    put_slow(mount)
-    fd = os.open(mount.image("big"), os.O_RDONLY)
-    try:
+    with slow_image_open(mount, "cannot be read on") as (fd, _):
         mount.remove("incomplete/big")
-        mount.expect(KILLED, "cannot be read on")
         kill_worker(mount)
         with pytest.raises(OSError):
             os.pread(fd, 4096, 7 * MIB)
-    finally:
-        os.close(fd)
 
 
 def test_an_image_published_and_evicted_while_open_is_read_on_after_a_kill(
@@ -191,11 +199,7 @@ def test_an_image_published_and_evicted_while_open_is_read_on_after_a_kill(
 ) -> None:
     """Its handle is from the time when it was being fetched; nothing has its name any more."""
     mount = make_mount(source="nginx", limit_rate="2m")
-    put_slow(mount)
-    data = (mount.origin.directory / "big").read_bytes()
-    mount.expect(KILLED)
-    fd = os.open(mount.image("big"), os.O_RDONLY)
-    try:
+    with slow_image_open(mount) as (fd, data):
         mount.wait_listed("cached", "big")
         mount.remove("cached/big")
         for _ in range(2):
@@ -204,8 +208,6 @@ def test_an_image_published_and_evicted_while_open_is_read_on_after_a_kill(
             assert os.pread(fd, MIB, 0) == data[:MIB]
             assert os.pread(fd, MIB, 7 * MIB) == data[7 * MIB :]
             assert os.fstat(fd).st_size == len(data)
-    finally:
-        os.close(fd)
 
 
 def test_an_image_being_fetched_can_be_examined_and_opened_by_its_handle_after_a_kill(
@@ -213,11 +215,7 @@ def test_an_image_being_fetched_can_be_examined_and_opened_by_its_handle_after_a
 ) -> None:
     """Its inode number is known from the kernel only; nothing looks its name up again."""
     mount = make_mount(source="nginx", limit_rate="1m")
-    put_slow(mount)
-    data = (mount.origin.directory / "big").read_bytes()
-    mount.expect(KILLED)
-    fd = os.open(mount.image("big"), os.O_RDONLY)
-    try:
+    with slow_image_open(mount) as (fd, data):
         assert os.pread(fd, 4096, 0) == data[:4096]
         kill_worker(mount)
         for _ in range(3):  # each read makes the kernel ask for the time of access again
@@ -229,8 +227,6 @@ def test_an_image_being_fetched_can_be_examined_and_opened_by_its_handle_after_a
         finally:
             os.close(again)
         assert os.pread(fd, 4096, 6 * MIB) == data[6 * MIB : 6 * MIB + 4096]
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("options", [("--transport", "relay"), ("--transport", "plain")], ids=str)

@@ -1,10 +1,12 @@
 """The command line on a real mount."""
 
+import contextlib
 import json
+import os
 import subprocess
 
 import pytest
-from support.cachefs_mount import NGINX, Mounted
+from support.cachefs_mount import CACHEFS, NGINX, Mounted
 from support.processes import run
 
 from .conftest import MakeMount
@@ -183,3 +185,26 @@ def test_queue_wait_tells_of_the_progress(make_mount: MakeMount) -> None:
         "slow is being fetched, 3.0 MiB",
         "slow is cached, 3.0 MiB",
     ]
+
+
+def test_queue_wait_shows_a_progress_bar_on_a_terminal(make_mount: MakeMount) -> None:
+    mount = make_mount(source=NGINX, limit_rate="2m")
+    mount.origin.put("slow", 6 * 2**20)
+    ours, theirs = os.openpty()
+    try:
+        words = [*CACHEFS, "queue", "--wait", "--mount", str(mount.mountpoint), "slow"]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+        with subprocess.Popen(
+            words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        ) as p:
+            os.close(theirs)
+            shown = b""
+            with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+                while data := os.read(ours, 4096):
+                    shown += data
+            assert p.wait(20) == 0
+    finally:
+        os.close(ours)
+    assert b"6.0/6.0 MiB" in shown
+    assert shown.count(b"\r") > 3, "it is drawn again and again"
+    assert mount.listed("cached") == ["slow"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.cachefs_mount import Mounted
-from support.processes import failure, run, wait_for
+from support.processes import failure, is_alive, run, wait_for
 
 from cachefs.transport import device
 
@@ -29,15 +29,6 @@ def background(make_mount: MakeMount) -> Iterator[tuple[Mounted, int]]:
         if is_alive(pid):
             os.kill(pid, signal.SIGTERM)
             wait_for(lambda: not is_alive(pid), "the daemon to end")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended, and that nobody waited for, does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def test_mount_returns_once_it_answers(background: tuple[Mounted, int]) -> None:

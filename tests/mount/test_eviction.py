@@ -2,15 +2,18 @@
 
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.cachefs_mount import NGINX, Mounted
+from support.disks import small_disk
 from support.processes import failure, run, wait_for
 
 from .conftest import MakeMount
 
 SIZE = 100_000
+MIB = 2**20
 
 
 @pytest.fixture(params=["sqlite", "xattr"])
@@ -170,3 +173,28 @@ def test_df_is_full_when_the_cache_is(small: Mounted) -> None:
     size, free = map(int, shown.split())
     assert size == 350_000 // 4096 * 4096
     assert free <= 50_000
+
+
+def test_min_free_of_the_disk_is_kept_for_others(make_mount: MakeMount, tmp_path: Path) -> None:
+    """Before a fetch, and when another program fills the disk."""
+    with small_disk(tmp_path / "disk", 64) as disk, ExitStack() as stack:
+        mount = make_mount(running=False, options=["--min-free", "40M"])
+        mount.cache_dir = disk / "cache"
+        mount.start()
+        stack.callback(mount.stop)  # before its disk goes
+        for _ in range(5):
+            mount.fetch(mount.origin.new(6 * MIB)[0])
+            assert free(disk) >= 40 * 10**6
+        assert len(mount.listed()) >= 2
+        (disk / "foreign").write_bytes(bytes(20 * MIB))
+        wait_for(lambda: free(disk) >= 40 * 10**6, "images to go")
+        (disk / "foreign").write_bytes(bytes(30 * MIB))
+        mount.expect("no room")
+        name = mount.origin.new(6 * MIB)[0]
+        assert failure(os.open, mount.image(name), os.O_RDONLY) == "ENOSPC"
+
+
+def free(disk: Path) -> int:
+    """Bytes that an ordinary user may still write."""
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize

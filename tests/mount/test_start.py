@@ -158,3 +158,19 @@ def test_without_a_driver_that_works_sqlite_serves_after_one_warning(
         mount.stop()
     finally:
         run("rm", "-rf", str(shm))
+
+
+@pytest.mark.parametrize(("groups", "error"), [("4242", ""), ("4243", "Permission denied")])
+def test_members_of_the_control_group_may_write_and_nobody_else(
+    make_mount: MakeMount, groups: str, error: str
+) -> None:
+    mount = make_mount(options=["--control-group", "4242"])
+    name, _ = mount.origin.new()
+    # Into the mount as root, for the directories above it are root's alone; then another user.
+    place = ["env", f"--chdir={mount.mountpoint}", "setpriv", "--reuid=65534", "--regid=65534"]
+    done = run(*place, f"--groups={groups}", "touch", f"control/queue/{name}", check=False)
+    assert error in done.stderr
+    assert (done.status == 0) is (not error)
+    if not error:
+        mount.wait_listed("cached", name)
+    assert run(*place, "--clear-groups", "cat", "control/status").stdout

@@ -125,15 +125,6 @@ def supervisor(mount: Mounted) -> int:
     return int(worker["supervisor"])
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended, and that nobody waited for, does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
-
-
 def descriptors(pid: int) -> list[str]:
     """What the process has open, sorted."""
     found = []

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 PATIENCE = 20.0
@@ -65,6 +66,15 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = PATIEN
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
         time.sleep(_POLL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended, and that nobody waited for, does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
 
 
 def failure(call: Callable[..., object], *arguments: object) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.transport import device as fuse_device
+from tests.support.disks import small_disk
 from tests.support.mounted import ROOT, Mounted, eventually, limited, mounted, result
 
 MIB = 1 << 20
@@ -104,12 +105,9 @@ print('done', count)
 @pytest.fixture
 def own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A filesystem on which nobody else takes or frees room, for temporary directories."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", tmp_path], check=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    try:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
         yield
-    finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 @pytest.mark.usefixtures("own_disk")
