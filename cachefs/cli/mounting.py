@@ -129,8 +129,7 @@ def mount(
 ) -> None:
     """Mount the images of SOURCE at MOUNTPOINT; returns once they can be read.
 
-    SOURCE is a directory, file://, http(s)://HOST/PREFIX/, s3://BUCKET/PREFIX, gs://, az://, or
-    glance+http(s)://HOST:PORT.
+    SOURCE is a directory, file:///DIRECTORY, http://HOST/PREFIX/ or https://HOST/PREFIX/.
     """
     config = build_config(source, mountpoint, file, {**given, "options": parse_options(*options)})
     # Here, not above: `cachefs ls` in a loop must not pay for trio, pyfuse3 and obstore.

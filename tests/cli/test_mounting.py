@@ -1,5 +1,6 @@
 """How `cachefs mount` becomes a Config."""
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import cachefs.mount
 from cachefs.cli import main
 from cachefs.config import Amount, Config, default_cache_dir
 from cachefs.errors import MountError
+from cachefs.sources.locate import SCHEMES
 
 
 @pytest.fixture
@@ -97,3 +99,8 @@ def test_a_mount_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(cachefs.mount, "run", run, raising=False)
     assert _mount("/src", "/mnt") == (1, "cachefs: /mnt is not a directory\n")
+
+
+def test_help_names_the_sources_that_there_are() -> None:
+    shown = CliRunner().invoke(main, ["mount", "--help"]).stdout
+    assert set(re.findall(r"([a-z0-9+]+)://", shown)) == set(SCHEMES)
