@@ -119,7 +119,10 @@ class Operator:
         trio.from_thread.run(self._fetcher.cancel, image_id)
 
     def incomplete_record(self, image_id: str) -> ImageRecord | None:
-        """The record of an image being fetched, with its progress in bytes."""
+        """The record of an image being fetched, with its progress in bytes; after a failure that is
+        being tried again, with its reason."""
+        failure = self._store.failures.get(image_id)
+        error = failure.error if failure else None
         flight = self._fetcher.flights.get(image_id)
         if flight is not None:
             progress = flight.progress()
@@ -131,9 +134,10 @@ class Operator:
                 source=flight.image.source,
                 checksum=str(flight.image.digest) if flight.image.digest else None,
                 progress=progress.arrived,
+                error=error,
             )
         if self._fetcher.is_under_way(image_id):  # between two tries
-            return ImageRecord(image_id, 0, state=State.INCOMPLETE, progress=0)
+            return ImageRecord(image_id, 0, state=State.INCOMPLETE, progress=0, error=error)
         for name, status in self._store.incomplete():
             if name == image_id:
                 return ImageRecord(
@@ -148,18 +152,21 @@ class Operator:
     # Failures
 
     def invalid(self) -> list[str]:
-        """The images that could not be had."""
-        return self._store.failures.ids()
+        """The images that could not be had, without those that are being tried again."""
+        failed = self._store.failures.ids()
+        under_way = self._fetcher.under_way()
+        return [image_id for image_id in failed if image_id not in under_way]
 
     def forget_failure(self, image_id: str) -> None:
-        """Forget a failure and its bytes. Raises ImageNotFoundError."""
-        if not self._store.failures.discard(image_id):
+        """Forget a failure and its bytes. Raises ImageNotFoundError, also while it is being tried
+        again."""
+        if self._fetcher.is_under_way(image_id) or not self._store.failures.discard(image_id):
             raise ImageNotFoundError(f"image {image_id!r} is not invalid")
 
     def invalid_record(self, image_id: str) -> ImageRecord | None:
         """The record of a failure, with its reason."""
         failure = self._store.failures.get(image_id)
-        if failure is None:
+        if failure is None or self._fetcher.is_under_way(image_id):
             return None
         return ImageRecord(
             image_id,

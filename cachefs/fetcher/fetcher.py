@@ -144,6 +144,7 @@ class Fetcher:
         log.info("fetching %r (%d bytes) from %s", image_id, flight.image.size, flight.image.source)
         try:
             entry = await flight.run(after)
+            self._try_once_more(flight)  # before it leaves: it is under way all the time
         finally:
             if self.flights.get(image_id) is flight:
                 del self.flights[image_id]
@@ -153,16 +154,18 @@ class Fetcher:
             self._store.queue.discard(image_id)
         elif flight.error is not None:
             self._answers.note(flight.error)
-            self._try_once_more(flight.error, image_id)
         for listener in self._listeners:
             listener(flight)
         self._woken.set()
 
-    def _try_once_more(self, error: CacheFSError, image_id: str) -> None:
+    def _try_once_more(self, flight: Flight) -> None:
         """Wrong bytes, or an image that changed on the way, are fetched afresh, but once."""
-        if image_id in self._second_tries or image_id in self.flights:
+        image_id = flight.image.image_id
+        if isinstance(flight.error, ChecksumError):
+            self.source.forget_digest(image_id)
+        if image_id in self._second_tries or self.flights.get(image_id) is not flight:
             return
-        if isinstance(error, ChecksumError | ImageChangedError):
+        if isinstance(flight.error, ChecksumError | ImageChangedError):
             scope = self._second_tries[image_id] = trio.CancelScope()
             self._running.start_soon(self._fetch_once_more, image_id, scope)
 

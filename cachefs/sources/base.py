@@ -44,6 +44,10 @@ class Source(Protocol):
         *image_id* has passed :func:`cachefs.image.check_image_id`.
         """
 
+    def forget_digest(self, image_id: str) -> None:
+        """Have the next :meth:`stat` ask for the image's digest anew: the bytes were others. Asks
+        for nothing itself."""
+
     def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
         """Yield the bytes [*start*, *stop*) of exactly this version, in order, in pieces of about 1
         MiB.

@@ -50,6 +50,11 @@ class ChainSource:
             raise failure
         raise ImageNotFoundError(f"{image_id!r}: no source has it")
 
+    def forget_digest(self, image_id: str) -> None:
+        """Have each source ask anew."""
+        for source in self.sources:
+            source.forget_digest(image_id)
+
     def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
         """Read from the source that described *image*, and from no other: versions are its own."""
         source = self._by_url.get(image.source)

@@ -74,9 +74,13 @@ class _List:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    version: str
+    version: str | None
     asked: float
     digest: Digest | None
+
+
+_UNKNOWN: Final = _Answer("", 0.0, None)
+"""What is remembered of an image whose answer was wrong: of no version, so a changed image."""
 
 
 class ChecksumFiles:
@@ -100,18 +104,25 @@ class ChecksumFiles:
         now = self._clock()
         with self._answers_lock:
             known = self._answers.get(image_id)
-        if known is not None and known.version == version and now - known.asked < BELIEVED:
+        changed = known is not None and known.version != version
+        if known and version is not None and not changed and now - known.asked < BELIEVED:
             return known.digest
         # Where the image is another, so is most likely the list, however short ago it was read.
-        changed = known is not None and known.version != version
         digest = self._look_up(image_id, 0.0 if changed else FRESH)
-        if version is not None:
-            with self._answers_lock:
-                self._answers[image_id] = _Answer(version, now, digest)
-                self._answers.move_to_end(image_id)
-                if len(self._answers) > _MAX_ANSWERS:
-                    self._answers.popitem(last=False)
+        self._remember(image_id, _Answer(version, now, digest))
         return digest
+
+    def forget(self, image_id: str) -> None:
+        """Look the image up anew next time, in lists that are asked for whether they have changed:
+        somebody may just have put them right."""
+        self._remember(image_id, _UNKNOWN)
+
+    def _remember(self, image_id: str, answer: _Answer) -> None:
+        with self._answers_lock:
+            self._answers[image_id] = answer
+            self._answers.move_to_end(image_id)
+            if len(self._answers) > _MAX_ANSWERS:
+                self._answers.popitem(last=False)
 
     def _look_up(self, image_id: str, fresh: float) -> Digest | None:
         for algorithm in ALGORITHMS:

@@ -96,6 +96,10 @@ class DirectorySource:
             source=self.url,
         )
 
+    def forget_digest(self, image_id: str) -> None:
+        """See :meth:`cachefs.sources.base.Source.forget_digest`."""
+        self._checksums.forget(image_id)
+
     def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
         """See :meth:`cachefs.sources.base.Source.read`.
 

@@ -38,6 +38,7 @@ class FakeSource:
     versions: dict[str, str | None] = field(default_factory=dict)
     digests: dict[str, Digest | None] = field(default_factory=dict)
     stats: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     reads: list[tuple[str, int, int]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     read_errors: list[Exception] = field(default_factory=list)
@@ -69,6 +70,9 @@ class FakeSource:
             self.ranges,
             self.url,
         )
+
+    def forget_digest(self, image_id: str) -> None:
+        self.forgotten.append(image_id)
 
     def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
         self.reads.append((image.image_id, start, stop))

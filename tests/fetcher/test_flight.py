@@ -290,6 +290,7 @@ async def test_an_image_that_is_right_the_second_time_is_cached(
         assert flight.error is not None
         await until(lambda: store.get("img"))
         await until(lambda: not fetcher.under_way())
+    assert source.forgotten == ["img"]
     assert cached(store) == DATA
     assert store.failures.ids() == []
 

@@ -1,5 +1,6 @@
 """What goes wrong at the source, as the errno that a reader sees and the words in the record."""
 
+import hashlib
 import os
 
 import pytest
@@ -113,6 +114,50 @@ def test_wrong_bytes_of_a_queued_image_go_to_invalid_with_the_reason(
     assert mount.listed() == []
     mount.remove("invalid/wrong")
     assert not (mount.cache_dir / "invalid" / "wrong").exists()
+
+
+def test_wrong_bytes_that_are_tried_again_are_not_invalid_yet(make_mount: MakeMount) -> None:
+    tries = []
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.uri == "/wrong":
+            exchange.send_file(b"x" * 1000)
+        elif exchange.uri == "/SHA256SUMS":
+            tries.append(exchange)
+            if len(tries) > 1:
+                exchange.stall()
+            exchange.send_file(b"0" * 64 + b"  wrong\n")
+        else:
+            exchange.send_head(404, {"Content-Length": 0})
+
+    with misbehaving(answer) as server:
+        mount = make_mount(source=server.url)
+        mount.expect("could not fetch 'wrong'")
+        mount.touch("queue/wrong")
+        wait_for(lambda: len(tries) == 2, "the second try")
+        assert mount.listed("incomplete") == ["wrong"]
+        assert "sha256" in str(mount.record("incomplete/wrong")["error"])
+        assert mount.listed("invalid") == []
+        assert failure(os.unlink, mount.control / "invalid/wrong") == "ENOENT"
+        mount.remove("incomplete/wrong")
+        assert mount.listed("incomplete") == []
+        assert "sha256" in str(mount.record("invalid/wrong")["error"])
+        mount.clean_up()
+
+
+@pytest.mark.parametrize("source", [DIRECTORY, NGINX])
+def test_a_checksum_that_was_put_right_counts_at_the_next_try(
+    make_mount: MakeMount, source: str
+) -> None:
+    mount = make_mount(source=source)
+    data = mount.origin.put("late", 100_000, digest="0" * 64)
+    digests = mount.origin.directory / "SHA256SUMS"
+    os.utime(digests, (1, 1))  # nginx tells versions by seconds
+    queued_failure(mount, "late")
+    digests.write_text(f"{hashlib.sha256(data).hexdigest()}  late\n")
+    mount.fetch("late")
+    assert mount.listed("invalid") == []
+    assert mount.cat("late") == data
 
 
 @pytest.mark.parametrize("source", [DIRECTORY, NGINX])

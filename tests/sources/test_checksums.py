@@ -158,6 +158,19 @@ def test_an_answer_is_believed_for_a_while_for_one_version() -> None:
     assert files.digest(version="v1") == f"sha256:{B}"
 
 
+@pytest.mark.parametrize("version", ["v1", None])
+def test_an_answer_that_was_wrong_is_looked_up_anew(version: str | None) -> None:
+    files = Files(SHA256SUMS=f"{A}  img")
+    assert files.digest(version=version) == f"sha256:{A}"
+    files.files["SHA256SUMS"] = f"{B}  img"
+    assert files.digest(version=version) == f"sha256:{A}"
+    files.sums.forget("img")
+    assert files.digest(version=version) == f"sha256:{B}"
+    files.read.clear()
+    assert files.digest(version=version) == f"sha256:{B}"
+    assert files.read == [] or version is None
+
+
 def test_a_list_written_after_the_first_look_is_noticed_for_a_new_image() -> None:
     files = Files()
     files.digest("old")

@@ -220,6 +220,18 @@ def test_a_digest_file_of_one_image_counts(source: Source, images: Path, algorit
     assert str(source.stat("img").digest) == f"{algorithm}:{digest}"
 
 
+def test_a_digest_that_was_put_right_counts_once_the_wrong_one_is_forgotten(
+    source: Source, images: Path
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    (images / "SHA256SUMS").write_text(f"{'0' * 64}  img\n")
+    os.utime(images / "SHA256SUMS", (1, 1))  # nginx tells versions by seconds
+    assert str(source.stat("img").digest) == f"sha256:{'0' * 64}"
+    (images / "SHA256SUMS").write_text(f"{'1' * 64}  img\n")
+    source.forget_digest("img")
+    assert str(source.stat("img").digest) == f"sha256:{'1' * 64}"
+
+
 def test_an_image_with_the_longest_name_needs_no_digest_file(source: Source, images: Path) -> None:
     (images / ("x" * 255)).write_bytes(b"12345")
     assert source.stat("x" * 255).digest is None
