@@ -15,7 +15,7 @@ from cachefs.errors import (
 )
 from cachefs.fetcher.answers import MAX_NOES, NO_FOR, TROUBLE_FOR, Answers
 
-from .conftest import FakeSource, until
+from .conftest import PATIENCE, FakeSource, until
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ async def test_who_is_cancelled_takes_the_answer_from_nobody(
 async def test_when_the_daemon_ends_who_waits_is_told(source: FakeSource) -> None:
     answers, heard = Answers(source), []
     source.answer.clear()
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as askers, trio.open_nursery() as daemon:
             askers.start_soon(hear, heard, answers, daemon)
             await until(lambda: source.stats)

@@ -19,7 +19,18 @@ from cachefs.errors import (
 from cachefs.fetcher import Flight
 from cachefs.sources import SourceImage
 
-from .conftest import DATA, MIB, FakeSource, Running, cached, failure_of, fetch, read, until
+from .conftest import (
+    DATA,
+    MIB,
+    PATIENCE,
+    FakeSource,
+    Running,
+    cached,
+    failure_of,
+    fetch,
+    read,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -328,7 +339,7 @@ async def test_a_stalled_source_keeps_no_thread_from_others(running: Running, st
         fetcher.wake()
         await until(lambda: len(source.reads) == 48)
         # The default limiter has forty; who uses it must not notice.
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await trio.to_thread.run_sync(store.usage)
         source.gate.set()
         await until(lambda: store.totals().images == 12)

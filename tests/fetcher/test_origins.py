@@ -15,7 +15,7 @@ from support.origin import Origin
 from cachefs.cache import Store
 from cachefs.errors import CacheFSError, ChecksumError, ImageChangedError
 
-from .conftest import MIB, MakeMisbehaving, MakeOrigin, Running, fetch, read, until
+from .conftest import MIB, PATIENCE, MakeMisbehaving, MakeOrigin, Running, fetch, read, until
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -321,7 +321,7 @@ async def test_the_daemon_ends_while_the_origin_stalls(
         flight = fetcher.start(await fetcher.stat("img"))
         await read(flight, 0, 1)
         origin.freeze()
-    with trio.fail_after(1):
+    with trio.fail_after(PATIENCE):
         await flight.finished.wait()
     assert store.abandoned() == ["img"]
     origin.thaw()

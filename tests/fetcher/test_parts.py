@@ -27,6 +27,8 @@ from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, Patience, is_passi
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.together import together
 
+from .conftest import PATIENCE
+
 
 class Clock:
     now = 1000.0
@@ -187,7 +189,7 @@ async def test_together_cancels_the_rest_and_raises_one_error_alone(kind: type[E
         await trio.lowlevel.checkpoint()
         raise kind("x")
 
-    with trio.fail_after(1), pytest.raises(kind, match="x"):
+    with trio.fail_after(PATIENCE), pytest.raises(kind, match="x"):
         await together(trio.sleep_forever, fail, fail)
 
 

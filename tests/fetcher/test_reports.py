@@ -8,6 +8,8 @@ import trio
 from cachefs.fetcher import reports
 from cachefs.fetcher.reports import Reports
 
+from .conftest import PATIENCE
+
 THREADS, POSTS = 4, 500
 
 
@@ -23,7 +25,7 @@ async def test_no_report_is_lost_and_each_thread_s_are_in_order(urgent: bool) ->
     threads = [threading.Thread(target=post, args=(thread,)) for thread in range(THREADS)]
     for thread in threads:
         thread.start()
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         await mailbox.listen(lambda: len(taken) == THREADS * POSTS, lambda: urgent)
     for thread_number in range(THREADS):
         assert [n for t, n in taken if t == thread_number] == list(range(POSTS))
@@ -64,7 +66,7 @@ async def test_what_was_posted_can_be_taken_before_its_turn() -> None:
 async def test_who_listens_ends_when_woken_after_all_was_taken() -> None:
     taken: list[int] = []
     mailbox = Reports(lambda start, stop: taken.append(start))
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mailbox.listen, lambda: bool(taken), lambda: True)
             await trio.testing.wait_all_tasks_blocked()

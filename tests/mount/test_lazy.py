@@ -7,7 +7,7 @@ import time
 import pytest
 from support.cachefs_mount import DIRECTORY, NGINX, Mounted
 from support.misbehaving import Exchange, misbehaving
-from support.processes import failure, run, wait_for
+from support.processes import PATIENCE, failure, run, wait_for
 
 from .conftest import MakeMount
 
@@ -90,7 +90,7 @@ def test_every_open_around_the_moment_of_publication_is_counted(
     for number in range(10):
         name, data = mount.origin.new(200_000)
         opens = 0
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         left = 5
         while left and time.monotonic() < deadline:
             with open(mount.image(name), "rb") as file:
@@ -115,7 +115,7 @@ def test_a_reader_of_a_stalled_image_is_interrupted_at_once(
             wait_for(lambda: mount.listed("incomplete") == ["stalled"], "the fetch to begin")
             wait_for(lambda: blocked_in_read(reader.process.pid), "the reader to block")
             reader.process.send_signal(number)
-            assert reader.wait(2.0) == -number
+            assert reader.wait() == -number
         assert mount.status()["fetching"] == 1
         mount.remove("incomplete/stalled")
         assert mount.clean_up() == []
@@ -137,7 +137,7 @@ def test_a_lookup_that_the_origin_does_not_answer_is_interrupted_at_once(
         with pytest.raises(Exception, match="timed out"):
             reader.wait(0.5)
         reader.process.send_signal(signal.SIGINT)
-        assert reader.wait(2.0) == -signal.SIGINT
+        assert reader.wait() == -signal.SIGINT
     mount.server.thaw()
     assert mount.cat(name) == data
 
@@ -149,7 +149,7 @@ def test_other_images_are_served_while_one_stalls(make_mount: MakeMount) -> None
     mount.fetch(name)
     mount.server.freeze()
     with mount.start_tool("cat", mount.image(other)):
-        assert mount.cat(name, timeout=3) == data
+        assert mount.cat(name, timeout=PATIENCE) == data
         assert mount.listed() == [name]
     mount.server.thaw()
 
@@ -162,7 +162,7 @@ def test_the_daemon_ends_on_sigterm_while_a_reader_waits(make_mount: MakeMount) 
             mount.wait_listed("incomplete", "stalled")
             wait_for(lambda: blocked_in_read(reader.process.pid), "the reader to block")
             mount.stop()
-            assert reader.wait(2.0) == 1
+            assert reader.wait() == 1
 
 
 def test_an_outage_while_reading_is_an_error_at_last_and_no_image(slow: Mounted) -> None:

@@ -39,7 +39,7 @@ def test_uncached_images_are_back_with_the_origin(offline: Mounted) -> None:
     assert failure(os.stat, offline.image("uncached")) == "EHOSTUNREACH"
     offline.server.start()
     # A source that failed is left alone for a second.
-    wait_for(lambda: failure(os.stat, offline.image("uncached")) == "", "the image", timeout=5)
+    wait_for(lambda: failure(os.stat, offline.image("uncached")) == "", "the image")
     assert len(offline.cat("uncached")) == 1000
     (source,) = offline.status()["sources"]  # type: ignore[misc]
     assert source["healthy"] is True

@@ -113,6 +113,14 @@ class Mounted:
     def command(self, text: str) -> None:
         limited(lambda: (self.path / "stats").write_text(text))
 
+    def wait_for_waiting(self, name: str) -> None:
+        """Return once a request for *name* has reached the worker, which does not answer it."""
+        eventually(lambda: name in self.stats()["waiting"])
+
+    def go(self) -> None:
+        """Have the requests answered that wait for it."""
+        (self.directory / "go").touch()
+
     def worker(self) -> int:
         return int(self.stats()["pid"])
 

@@ -20,6 +20,7 @@ from cachefs.transport import device as fuse_device
 from cachefs.transport import wire
 from cachefs.transport.base import MountOptions
 from cachefs.transport.wire import Opcode
+from tests.support.mounted import LIMIT
 
 NODE = 2
 SIZE = 1 << 20
@@ -119,7 +120,7 @@ class RawServer:
         with suppress(BrokenPipeError):
             process.stdin.write("\n")
             process.stdin.flush()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + LIMIT
         # A RELEASE may come after its process has ended.
         while (until or process.poll() is None) and time.monotonic() < deadline:
             message = self.poll(0.02)

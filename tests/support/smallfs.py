@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201, PTH108, PTH118, PTH208, T201, ASYNC251
+# ruff: noqa: ANN001, ANN201, PTH108, PTH118, PTH208, T201, ASYNC251, ASYNC110, ASYNC240, PTH110
 # Its output is its interface; pyfuse3 and the protocols have the types.
 """A small filesystem to test transports with, and the program that serves it.
 
@@ -14,9 +14,11 @@ plus 2, so it means the same to every worker. What a file does stands in its nam
 - ``crash*``: opening it kills the worker
 - ``stats``: JSON with what the filesystem has seen; ``direct*``: opened with FOPEN_DIRECT_IO
 - ``nap*``: a READ of it blocks the whole worker (its event loop) for ever
-- ``later-one*``: a LOOKUP of it takes a second; ``lateopen*``: an OPEN does
+- ``later-one*``: a LOOKUP of it is answered once a file ``go`` lies beside the directory;
+  ``lateopen*``: an OPEN is
 
-With ``-once`` in the name it happens once only, over all workers.
+With ``-once`` in the name it happens once only, over all workers. ``stats`` has under ``waiting``
+the names of which a request is not answered yet.
 
 Writing ``back NAME``, ``unback NAME``, ``unlink NAME``, ``entry NAME`` or ``inode NUMBER`` to
 ``stats`` does what it says.
@@ -32,6 +34,8 @@ import stat
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyfuse3
@@ -104,11 +108,31 @@ class SmallFS(pyfuse3.Operations):
         self.buffer = memoryview(bytearray(1 << 20))
         self.transport: Any = None
         self.text = b""
+        self.waiting: list[str] = []
+
+    @contextmanager
+    def waits(self, name: str) -> Iterator[None]:
+        """Show in ``stats`` that a request waits."""
+        self.waiting.append(name)
+        try:
+            yield
+        finally:
+            self.waiting.remove(name)
+
+    async def never(self, name: str) -> None:
+        with self.waits(name):
+            await trio.sleep_forever()
+
+    async def go(self, name: str) -> None:
+        with self.waits(name):
+            while not os.path.exists(f"{self.files.directory}/../go"):
+                await trio.sleep(0.01)
 
     def stats(self) -> bytes:
         transport = self.transport
         extra = {
             "pid": os.getpid(),
+            "waiting": self.waiting,
             "fds": len(os.listdir("/proc/self/fd")),
             "open_nodes": getattr(transport, "open_nodes", {}),
             "reads_here": getattr(transport, "reads_here", 0),
@@ -129,7 +153,7 @@ class SmallFS(pyfuse3.Operations):
             entry.st_mode = stat.S_IFREG | 0o644
         else:
             if self.name(inode).startswith("stuckattr") and not looking_up:
-                await trio.sleep_forever()
+                await self.never(self.name(inode))
             entry.st_mode = stat.S_IFREG | 0o444
             entry.st_size = os.fstat(self.files.fds[inode]).st_size
         return entry
@@ -142,9 +166,9 @@ class SmallFS(pyfuse3.Operations):
         if name == b"stats":
             return await self.getattr(STATS)
         if name.startswith(b"stucklookup"):
-            await trio.sleep_forever()
+            await self.never(os.fsdecode(name))
         if name.startswith(b"later-one"):
-            await trio.sleep(1)
+            await self.go(os.fsdecode(name))
         inode = self.files.inodes.get(os.fsdecode(name))
         if inode is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
@@ -174,9 +198,9 @@ class SmallFS(pyfuse3.Operations):
             return pyfuse3.FileInfo(fh=inode, direct_io=True)
         name = self.name(inode)
         if name.startswith("stuckopen") and self.files.first_time(name):
-            await trio.sleep_forever()
+            await self.never(name)
         if name.startswith("lateopen"):
-            await trio.sleep(1)
+            await self.go(name)
         if name.startswith("crash"):
             os.abort()
         return pyfuse3.FileInfo(fh=inode, keep_cache=True, direct_io=name.startswith("direct"))
@@ -189,7 +213,7 @@ class SmallFS(pyfuse3.Operations):
             return self.text[off : off + size]
         name = self.name(fh)
         if name.startswith("stuckread"):
-            await trio.sleep_forever()
+            await self.never(name)
         if name.startswith("slow"):
             await trio.sleep(PAUSE)
         if name.startswith("nap") and self.files.first_time(name):

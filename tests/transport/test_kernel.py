@@ -15,6 +15,7 @@ import pytest
 from cachefs.transport import device as fuse_device
 from cachefs.transport import wire
 from cachefs.transport.wire import Opcode, OpenFlag
+from tests.support.mounted import LIMIT
 from tests.support.rawfuse import SIZE, open_out, raw_server, run
 
 STAT = "print(os.stat(sys.argv[1]).st_size)"
@@ -105,7 +106,7 @@ def test_interrupt_comes_once_and_again_after_a_resend() -> None:
         assert wire.interrupt_target(interrupt.data) == again.unique == first.unique | 1 << 63
         assert interrupt.unique == again.unique | wire.INTERRUPT_BIT
         server.fail(again, errno.EINTR)
-        assert process.wait(5) == -signal.SIGTERM
+        assert process.wait(LIMIT) == -signal.SIGTERM
 
 
 def test_a_killed_process_waits_for_the_answer_to_a_request_that_was_read() -> None:
@@ -116,7 +117,7 @@ def test_a_killed_process_waits_for_the_answer_to_a_request_that_was_read() -> N
             process.wait(0.3)
         server.next(Opcode.INTERRUPT)
         server.fail(first, errno.EINTR)
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(LIMIT) == -signal.SIGKILL
 
 
 def test_the_death_of_a_process_that_shares_the_descriptor_ends_no_request() -> None:
@@ -157,7 +158,7 @@ def test_unmounting_wakes_a_reader_of_the_device_with_enodev() -> None:
         thread.start()
         time.sleep(0.1)
         fuse_device.unmount(server.mountpoint)
-        thread.join(5)
+        thread.join(LIMIT)
         assert woken == ["ENODEV"]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from cachefs.transport import device as fuse_device
 from tests.support.disks import small_disk
-from tests.support.mounted import ROOT, Mounted, eventually, limited, mounted, result
+from tests.support.mounted import LIMIT, ROOT, Mounted, eventually, limited, mounted, result
 
 MIB = 1 << 20
 SUM = "import hashlib; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
@@ -133,7 +133,7 @@ def test_the_space_of_unlinked_files_is_back_after_kills_and_the_last_close() ->
         assert inode
         assert is_held()
         assert ask(holder, 49 * MIB) == "4096"
-        holder.communicate(timeout=5)
+        holder.communicate(timeout=LIMIT)
         eventually(lambda: not is_held(), 10)
 
 
@@ -141,8 +141,10 @@ def test_a_request_of_a_killed_worker_is_answered_by_the_next() -> None:
     with mounted("supervised-relay", {"lateopen": 10}) as mount:
         pid = mount.worker()
         process = mount.spawn("print(open(sys.argv[1], 'rb').read(5).__len__())", "lateopen")
-        time.sleep(0.5)
+        mount.wait_for_waiting("lateopen")
         os.kill(pid, signal.SIGKILL)
+        mount.new_worker(pid)
+        mount.go()
         assert result(process) == "5"
 
 
@@ -169,10 +171,11 @@ def test_a_worker_with_a_thread_stuck_in_the_kernel_is_replaced() -> None:
         control = os.open(mount / "stats", os.O_WRONLY)
         pid = mount.worker()
         looker = mount.spawn("print(os.stat(sys.argv[1]).st_size)", "later-one")
-        time.sleep(0.4)
+        mount.wait_for_waiting("later-one")
         os.write(control, b"entry nothing")
         time.sleep(0.2)
         os.kill(pid, signal.SIGKILL)
+        mount.go()
         assert result(looker) == "10"
         os.close(control)
         assert mount.worker() != pid
@@ -227,8 +230,11 @@ def test_an_upgrade_waits_for_requests_under_way() -> None:
     with mounted("supervised-relay", {"lateopen": 10}) as mount:
         pid = mount.worker()
         process = mount.spawn("print(len(open(sys.argv[1], 'rb').read()))", "lateopen")
-        time.sleep(0.3)
+        mount.wait_for_waiting("lateopen")
         mount.server.send_signal(signal.SIGHUP)
+        eventually(lambda: "ready to take over" in mount.log.read_text())
+        time.sleep(0.2)
+        mount.go()
         assert result(process) == "10"
         mount.new_worker(pid)
         assert "killing" not in mount.log.read_text()
@@ -238,7 +244,7 @@ def test_an_upgrade_resends_what_the_old_worker_cannot_finish() -> None:
     with mounted("supervised-relay", {"stuckopen-once": 10}, "leave_timeout=1") as mount:
         pid = mount.worker()
         process = mount.spawn("print(len(open(sys.argv[1], 'rb').read()))", "stuckopen-once")
-        time.sleep(0.3)
+        mount.wait_for_waiting("stuckopen-once")
         mount.server.send_signal(signal.SIGHUP)
         assert result(process) == "10"
         assert mount.worker() != pid
@@ -256,7 +262,7 @@ def test_after_many_deaths_it_gives_up_and_says_why() -> None:
     with mounted("supervised-relay", {"plain": MIB}, *words) as mount:
         (mount.directory / "command").write_text("raise SystemExit(7)")
         mount.kill_worker()
-        assert mount.server.wait(10) == 1
+        assert mount.server.wait(LIMIT) == 1
         assert "4 workers died in a row" in mount.log.read_text()
         assert "exited with status 7" in mount.log.read_text()
         assert not fuse_device.is_mounted(mount.path)
@@ -291,18 +297,18 @@ def test_unmounting_ends_supervisor_and_worker(mode: str) -> None:
     with mounted(mode, {"plain": MIB}) as mount:
         pid = mount.worker()
         fuse_device.unmount(mount.path)
-        assert mount.server.wait(5) == 0
+        assert mount.server.wait(LIMIT) == 0
         assert not Path(f"/proc/{pid}").exists()
 
 
 def test_unmounting_while_no_worker_lives_ends_the_supervisor() -> None:
-    words = ["first_pause=3", "longest_pause=30", "settled=1000"]
+    words = ["first_pause=60", "longest_pause=60", "settled=1000"]
     with mounted("supervised-relay", {"plain": MIB}, *words) as mount:
         (mount.directory / "command").write_text("raise SystemExit(7)")
         mount.kill_worker()
         eventually(lambda: "status 7" in mount.log.read_text())
         fuse_device.unmount(mount.path)
-        assert mount.server.wait(2) == 0
+        assert mount.server.wait(LIMIT) == 0
 
 
 @pytest.mark.parametrize("mode", ["supervised-relay", "supervised-plain"])
@@ -310,13 +316,13 @@ def test_sigterm_ends_both_and_unmounts(mode: str) -> None:
     with mounted(mode, {"plain": MIB}) as mount:
         pid = mount.worker()
         mount.server.terminate()
-        assert mount.server.wait(8) == 0
+        assert mount.server.wait(LIMIT) == 0
         assert not Path(f"/proc/{pid}").exists()
         assert not fuse_device.is_mounted(mount.path)
 
 
 def test_a_passthrough_file_is_read_while_no_worker_lives() -> None:
-    words = ["first_pause=30", "longest_pause=30", "settled=1000"]
+    words = ["first_pause=60", "longest_pause=60", "settled=1000"]
     with mounted("supervised-relay", {"img": MIB}, *words) as mount:
         holder = hold(mount, "img")
         (mount.directory / "command").write_text("raise SystemExit(7)")
