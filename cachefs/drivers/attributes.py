@@ -7,11 +7,15 @@ sense counts as missing. Knows nothing of directories and indexes.
 import errno
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import xattr
 
 from cachefs.drivers.base import Entry
+
+T = TypeVar("T")
 
 HITS = "user.hits"
 """ASCII decimal on the file itself, as ``glance.image_cache.drivers.xattr`` writes it."""
@@ -32,7 +36,7 @@ MAX_INODE = 2**62
 def read(path: str, name: str) -> str | None:
     """The attribute's text, or None where the file has no such attribute."""
     try:
-        value: bytes = xattr.getxattr(path, name)
+        value: bytes = _unchanged(lambda: xattr.getxattr(path, name))
     except OSError as error:
         if error.errno == errno.ENODATA:
             return None
@@ -63,7 +67,8 @@ def create(path: str, name: str, text: str) -> bool:
 
 def read_entry(image_id: str, path: str, found: os.stat_result) -> Entry:
     """The record on the image's file *path*, of inode *found*; number 0 where it has none yet."""
-    texts = {name: read(path, name) for name in xattr.listxattr(path) if name in _TEXTS}
+    names = _unchanged(lambda: xattr.listxattr(path))
+    texts = {name: read(path, name) for name in names if name in _TEXTS}
     return Entry(
         image_id,
         found.st_size,
@@ -71,10 +76,10 @@ def read_entry(image_id: str, path: str, found: os.stat_result) -> Entry:
         last_accessed=found.st_atime,
         last_modified=found.st_mtime,
         checksum=texts.get(CHECKSUM),
-        pinned=PINNED in texts,
+        pinned=texts.get(PINNED) is not None,
         fetched=_time(texts.get(FETCHED)),
         source=texts.get(SOURCE),
-        verified=VERIFIED in texts,
+        verified=texts.get(VERIFIED) is not None,
         inode=inode_number(texts.get(INODE)),
     )
 
@@ -135,6 +140,17 @@ def to_ns(seconds: float) -> int:
     whole by 1e9 would round it to 256 ns."""
     whole = math.floor(seconds)
     return whole * 10**9 + round((seconds - whole) * 1e9)
+
+
+def _unchanged(read: Callable[[], T]) -> T:
+    """The result of a call of :mod:`xattr`, which asks for the size first and is told ERANGE where
+    somebody has written more by the time it asks for the bytes (getxattr(2))."""
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
 
 
 def _time(text: str | None) -> float | None:

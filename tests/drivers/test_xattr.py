@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,30 @@ def test_hits_and_access_time_stand_on_the_file_as_in_glance(cache: CacheDir) ->
     driver.hit("a", 1700000000.25)
     assert os.getxattr(cache.path / "a", "user.hits") == b"1"
     assert (cache.path / "a").stat().st_atime_ns == 1700000000_250000000
+
+
+def test_a_record_is_read_while_its_attributes_grow(cache: CacheDir) -> None:
+    """Between the question for a value's size and that for its bytes, ERANGE."""
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1))
+    path, done = cache.path / "a", threading.Event()
+
+    def grow() -> None:
+        while not done.is_set():
+            for hits, source in ((b"9", b"x" * 90), (b"1234567890", b"y")):
+                os.setxattr(path, attributes.HITS, hits)
+                os.setxattr(path, attributes.SOURCE, source)
+                os.removexattr(path, attributes.SOURCE)
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    try:
+        entries = [driver.get("a") for _ in range(3000)]
+    finally:
+        done.set()
+        growing.join()
+    assert {entry.hits for entry in entries if entry} <= {0, 9, 1234567890}
+    assert None not in entries
 
 
 def test_a_directory_of_glance_is_taken_as_it_is(cache: CacheDir) -> None:
