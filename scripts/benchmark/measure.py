@@ -1,7 +1,8 @@
 """How things are measured: interleaved rounds, medians, ratios; readers, and dropping page cache.
 
-A round measures every contender once, and every second round in the opposite order, so that what
-else happens on the machine falls on all of them. A ratio is the median of the rounds' ratios.
+A round measures every contender once, each round in another order, so that what else happens on the
+machine, and what one leaves behind for the next, falls on all of them. A ratio is the median of the
+rounds' ratios.
 """
 
 import mmap
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 BUFFER = memoryview(mmap.mmap(-1, 2**20))
 """The reader reads into this one buffer, 1 MiB a time, so that its own cost is least."""
@@ -51,11 +53,11 @@ class Row:
 def interleaved(rounds: int, contenders: dict[str, Callable[[], float]]) -> Samples:
     """What each contender's function returns, *rounds* times."""
     samples: Samples = {name: [] for name in contenders}
-    order = list(contenders)
+    order, chance = list(contenders), Random(0)
     for _ in range(rounds):
+        chance.shuffle(order)
         for name in order:
             samples[name].append(contenders[name]())
-        order.reverse()
     return samples
 
 
