@@ -51,17 +51,22 @@ class User:
         return self.run(*CACHEFS, *words, "--min-free", "0", check=check)
 
 
-def reveal(hidden: Path, stash: Path) -> list[str]:
-    """Shell commands that let everybody reach *hidden*: the first directory above it that is
-    root's alone is covered by an empty one, in which *hidden* is put back."""
-    closed = next((path for path in reversed(hidden.parents) if not path.stat().st_mode & 1), None)
-    if closed is None:
-        return []
-    old, kept, cover = (shlex.quote(str(path)) for path in (hidden, stash, closed))
-    return [
-        f"mkdir -p {kept} && mount --bind {old} {kept}",
-        f"mount -t tmpfs -o mode=755 none {cover} && mkdir -p {old} && mount --move {kept} {old}",
-    ]
+def reveal(hidden: set[Path], stash: Path) -> list[str]:
+    """Shell commands that let everybody reach the *hidden*: the first directory above one that is
+    root's alone is covered by an empty one, in which all below it are put back."""
+    covered: dict[Path, list[Path]] = {}
+    for path in hidden:
+        closed = next((top for top in reversed(path.parents) if not top.stat().st_mode & 1), None)
+        if closed is not None and hidden.isdisjoint(path.parents):
+            covered.setdefault(closed, []).append(path)
+    keep, cover, put_back = [], [], []
+    for closed, paths in covered.items():
+        cover.append(f"mount -t tmpfs -o mode=755 none {shlex.quote(str(closed))}")
+        for path in paths:
+            old, kept = shlex.quote(str(path)), f"{stash}-{len(keep)}"
+            keep.append(f"mkdir {kept} && mount --bind {old} {kept}")
+            put_back.append(f"mkdir -p {old} && mount --move {kept} {old}")
+    return keep + cover + put_back
 
 
 @pytest.fixture
@@ -76,8 +81,7 @@ def user() -> Iterator[User]:
             path.chmod(0o755)
             os.chown(path, USER, USER)
         script = ["set -e", f"mount --bind {home}/fuse /dev/fuse"]
-        for number, path in enumerate({sys.base_prefix, sys.prefix, str(_ROOT)}):
-            script += reveal(Path(path), home / f"stash-{number}")
+        script += reveal({Path(sys.base_prefix), Path(sys.prefix), _ROOT}, home / "stash")
         script += [f"touch {home}/ready", "exec sleep 300"]
         private = ["unshare", "--mount", "--propagation", "private"]
         holder = start(*private, "sh", "-c", "\n".join(script))
