@@ -44,7 +44,7 @@ def _rows(lab: Lab, row: str, name: str) -> Iterator[Row]:
             "curl+fsync": lambda: speed(lambda: _sync(_curl(url, output))),
         },
     )
-    output.unlink()
+    output.unlink(missing_ok=True)
     yield against(f"{row}.curl", "GB/s", samples, "curl", ">= 1")
     yield against(f"{row}.curl+fsync", "GB/s", samples, "curl+fsync", ">= 1")
 
