@@ -1,7 +1,4 @@
-"""Which cachefs mounts this machine has, by ``/proc/self/mountinfo``.
-
-Asks the kernel's table only: looking at a mountpoint itself would wait for a daemon that hangs.
-"""
+"""Which cachefs mounts this machine has, by the kernel's table of mounts."""
 
 import errno
 import os
@@ -10,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.errors import MountError
-
-MOUNTINFO = Path("/proc/self/mountinfo")
+from cachefs.kernel import mountinfo
+from cachefs.kernel.mountinfo import MountInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,35 +19,25 @@ class Mounted:
     source: str
 
 
-def parse_mountinfo(table: bytes) -> list[Mounted]:
-    """The cachefs mounts in *table* (proc(5), "mountinfo"), in the order of mounting.
+def ours(mount: MountInfo) -> Mounted | None:
+    """The mount as one of cachefs, or None where it is not: ours has a FUSE type and names cachefs
+    as its subtype or source. A bind mount of a part of one is none."""
+    named = mount.kind.endswith(".cachefs") or re.match(r"cachefs\b", mount.source) is not None
+    if named and mount.root == "/" and re.fullmatch(r"fuse(blk)?(\.cachefs)?", mount.kind):
+        return Mounted(mount.mountpoint, mount.source)
+    return None
 
-    Ours has a FUSE type and names cachefs as its subtype or source. A bind mount of a part of one
-    is left out, as is what a later mount on the same mountpoint hides.
-    """
-    found: dict[bytes, Mounted | None] = {}
-    for line in table.splitlines():
-        before, separator, after = line.partition(b" - ")
-        fields, rest = before.split(b" "), after.split(b" ")
-        if not separator or len(fields) < 6 or len(rest) < 2:
-            continue
-        root, mountpoint = fields[3], fields[4]
-        kind, source = rest[0], _unescape(rest[1])
-        ours = re.fullmatch(rb"fuse(blk)?(\.cachefs)?", kind) is not None and (
-            kind.endswith(b".cachefs") or re.match(rb"cachefs\b", source) is not None
-        )
-        found.pop(mountpoint, None)
-        found[mountpoint] = (
-            Mounted(Path(os.fsdecode(_unescape(mountpoint))), os.fsdecode(source))
-            if ours and root == b"/"
-            else None
-        )
-    return [mounted for mounted in found.values() if mounted is not None]
+
+def parse_mountinfo(table: bytes) -> list[Mounted]:
+    """The cachefs mounts in *table* (proc(5), "mountinfo"), in the order of mounting."""
+    found = map(ours, mountinfo.parse(table))
+    return [mounted for mounted in found if mounted is not None]
 
 
 def mounts() -> list[Mounted]:
     """The cachefs mounts that this process sees."""
-    return parse_mountinfo(MOUNTINFO.read_bytes())
+    found = map(ours, mountinfo.mounts())
+    return [mounted for mounted in found if mounted is not None]
 
 
 def only_mount(found: list[Mounted]) -> Path:
@@ -83,16 +70,6 @@ def check_mount(mountpoint: Path) -> Path:
 
 
 def mounted_at(path: Path) -> Mounted | None:
-    """The mount whose mountpoint *path* is, or None; looks at *path* itself only at last."""
-    by_path = {mounted.mountpoint: mounted for mounted in mounts()}
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps `..`
-    return (
-        by_path.get(absolute)
-        or by_path.get(absolute.parent.resolve() / absolute.name)
-        or by_path.get(absolute.resolve())
-    )
-
-
-def _unescape(field: bytes) -> bytes:
-    r"""Undo the kernel's ``\040`` (space, tab, newline, backslash, hash)."""
-    return re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), field)
+    """The mount of ours whose mountpoint *path* is, or None."""
+    found = mountinfo.find(path)
+    return ours(found) if found else None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cachefs.config import Config
 from cachefs.errors import InvalidValueError, MountError
-from cachefs.transport import device
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mountinfo, mounting
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED})
 
 def check(config: Config) -> None:
     """Raise MountError or InvalidValueError where mounting cannot succeed; detach a dead mount."""
-    if not Path(device.DEVICE).exists():
+    if not Path(fuse_device.DEVICE).exists():
         raise MountError("there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)")
     group_id(config)
     _check_mountpoint(config.mountpoint)
@@ -45,18 +46,18 @@ def group_id(config: Config) -> int | None:
 def _check_mountpoint(mountpoint: Path) -> None:
     try:
         status = mountpoint.stat()
-        if device.is_mounted(mountpoint):
+        if mountinfo.is_mounted(mountpoint):
             # The kernel may answer stat from what it remembers, of a dead mount too; never this.
             os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in _DEAD:
             raise MountError(f"mountpoint {mountpoint}: {error.strerror}") from error
         log.warning("detaching %s, whose daemon is gone", mountpoint)
-        if not device.unmount(mountpoint):
+        if not mounting.unmount(mountpoint):
             raise MountError(f"cannot detach the dead mount at {mountpoint}") from error
         return _check_mountpoint(mountpoint)
     if not stat.S_ISDIR(status.st_mode):
         raise MountError(f"mountpoint {mountpoint} is not a directory")
-    if device.is_mounted(mountpoint):
+    if mountinfo.is_mounted(mountpoint):
         raise MountError(f"something is mounted at {mountpoint} already")
     return None

@@ -25,9 +25,9 @@ from cachefs.errors import CacheFSError, StaleError
 from cachefs.evictor import Evictor
 from cachefs.fetcher import Fetcher, Flight, Settings
 from cachefs.fuse import Operations
+from cachefs.mount.attachment import Attachment
 from cachefs.mount.checks import group_id
 from cachefs.sources import open_source
-from cachefs.transport.worker import Attachment
 from cachefs.vfs.images import Images
 from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, Room, Serials, join
 from cachefs.vfs.nodes import FixedDirectory, Node, Space

@@ -15,13 +15,14 @@ from cachefs.cache.layout import Layout
 from cachefs.cache.lock import own
 from cachefs.config import Config
 from cachefs.errors import MountError
-from cachefs.mount.background import in_background
+from cachefs.kernel.mounting import MountOptions
 from cachefs.mount.checks import check
 from cachefs.mount.handoff import to_text
 from cachefs.mount.logs import log_to
-from cachefs.transport.base import MountOptions, TransportInfo
+from cachefs.supervise.background import in_background
+from cachefs.supervise.supervisor import Supervisor
+from cachefs.transport.base import TransportInfo
 from cachefs.transport.probe import UnavailableError, probe
-from cachefs.transport.supervisor import Supervisor
 
 
 def run(config: Config) -> int:

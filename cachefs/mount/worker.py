@@ -8,11 +8,11 @@ import sys
 import trio
 
 from cachefs.errors import CacheFSError, MountError
+from cachefs.mount.attachment import Attachment
 from cachefs.mount.daemon import serve
 from cachefs.mount.handoff import from_text
 from cachefs.mount.logs import log_to
-from cachefs.transport.handover import TOLD_WHY
-from cachefs.transport.worker import Attachment
+from cachefs.supervise.protocol import TOLD_WHY
 
 log = logging.getLogger(__name__)
 

@@ -30,18 +30,6 @@ class TransportInfo:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """How to mount. *source* is what ``mount`` and ``df`` show in the first column."""
-
-    source: str = "cachefs"
-    subtype: str = "cachefs"
-    allow_other: bool = True
-    default_permissions: bool = True
-    read_ahead_kib: int = 1024
-    extra: tuple[str, ...] = ()
-
-
 class Transport(Protocol):
     """The kernel side of one mount. One in a process: pyfuse3's session is global."""
 

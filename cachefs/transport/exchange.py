@@ -27,12 +27,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from . import interrupts, wire
+from cachefs.kernel import signals, wire
+from cachefs.kernel.device import Connection
+from cachefs.kernel.wire import Opcode
+
 from .backing import Guarded
-from .device import Connection
-from .opens import Opens
+from .passthrough import Passthrough
 from .table import OpenTable
-from .wire import Opcode
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +89,14 @@ class Exchange:
         self,
         connection: Connection,
         table: OpenTable,
-        opens: Opens,
+        opens: Passthrough,
         backing: Guarded,
         *,
         send: Callable[[bytes], None],
         notify: Callable[[bytes], None],
         passthrough: bool,
         quarantine: bool = False,
-        wants_to_end: Callable[[int], bool] = interrupts.wants_to_end,
+        wants_to_end: Callable[[int], bool] = signals.task_wants_to_end,
     ) -> None:
         self._connection = connection
         self._table = table

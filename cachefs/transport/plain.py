@@ -9,8 +9,10 @@ import logging
 import pyfuse3
 import trio
 
-from . import device as fuse_device
-from .base import MountOptions, TransportInfo
+from cachefs.kernel import mounting
+from cachefs.kernel.mounting import MountOptions
+
+from .base import TransportInfo
 from .exchange import MAX_BACKGROUND
 from .notify import Notifier
 from .relay import TASKS, Gate, OpenGate, first_error
@@ -45,13 +47,13 @@ class PlainTransport:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """See :meth:`cachefs.transport.base.Transport.serve`. Mounts; where libfuse cannot, raises
-        :class:`cachefs.transport.device.MountError` (libfuse has written why to standard error)."""
+        :class:`OSError` (libfuse has written why to standard error)."""
         await self._gate.wait_turn()
         await self._gate.take_over({}, first=True)
         try:
             pyfuse3.init(operations, self._mountpoint, self._words())
         except RuntimeError as error:
-            raise fuse_device.MountError(0, f"libfuse cannot mount: {error}") from error
+            raise OSError(0, f"libfuse cannot mount: {error}") from error
         unmount = True
         answered = trio.Event()
         operations.init = answered.set  # type: ignore[method-assign]  # pyfuse3's own hook
@@ -74,7 +76,7 @@ class PlainTransport:
     async def _started(self, answered: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         await answered.wait()  # the answer to INIT resets what is tuned
         await trio.to_thread.run_sync(
-            fuse_device.tune, self._mountpoint, self._options.read_ahead_kib, MAX_BACKGROUND
+            mounting.tune, self._mountpoint, self._options.read_ahead_kib, MAX_BACKGROUND
         )
         self._gate.ready()
         task_status.started()
@@ -101,7 +103,7 @@ class PlainTransport:
 
     def unmount(self) -> None:
         """See :meth:`cachefs.transport.base.Transport.unmount`."""
-        fuse_device.unmount(self._mountpoint)
+        mounting.unmount(self._mountpoint)
 
     def _words(self) -> set[str]:
         options = self._options

@@ -14,9 +14,11 @@ import tempfile
 from contextlib import ExitStack
 from typing import Final
 
-from . import device as fuse_device
-from . import wire
-from .base import SO_SNDBUFFORCE, SOCKET_BUFFER, Choice, MountOptions, TransportInfo
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mounting, wire
+from cachefs.kernel.mounting import MountOptions
+
+from .base import SO_SNDBUFFORCE, SOCKET_BUFFER, Choice, TransportInfo
 
 _TIMEOUT_MS: Final = 5000
 _OPTIONS: Final = MountOptions(source="cachefs-probe", subtype="cachefs-probe", allow_other=False)
@@ -67,10 +69,10 @@ def _try_mount(cache_dir: str | os.PathLike[str]) -> str:
         directory = tempfile.mkdtemp(prefix="cachefs-probe-")
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         try:
-            fuse_device.mount(device, directory, _OPTIONS)
+            mounting.mount(device, directory, _OPTIONS)
         except OSError as error:
             raise UnavailableError(f"{error.strerror}") from error
-        stack.callback(fuse_device.unmount, directory)
+        stack.callback(mounting.unmount, directory)
         offered = _shake_hands(device)
         if not offered & wire.InitFlag.HAS_RESEND:
             raise UnavailableError("the kernel cannot resend requests (Linux 6.9 can)")

@@ -27,19 +27,15 @@ from typing import Final, Protocol
 import pyfuse3
 import trio
 
-from . import device as fuse_device
-from . import wire
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mounting, wire
+from cachefs.kernel.mounting import MountOptions
+
 from .backing import Backing, Guarded, NoBacking
-from .base import (
-    SO_RCVBUFFORCE,
-    SO_SNDBUFFORCE,
-    SOCKET_BUFFER,
-    MountOptions,
-    TransportInfo,
-)
+from .base import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOCKET_BUFFER, TransportInfo
 from .exchange import MAX_BACKGROUND, MESSAGE_MAX, Exchange
 from .notify import Notifier
-from .opens import Opens
+from .passthrough import Passthrough
 from .table import OpenTable
 
 log = logging.getLogger(__name__)
@@ -110,7 +106,9 @@ class RelayTransport:
         self._gate = gate or OpenGate()
         self._table = OpenTable(table_fd)
         guarded = Guarded(backing or NoBacking())
-        self._opens = Opens(self._connection, self._table, guarded, passthrough=info.passthrough)
+        self._opens = Passthrough(
+            self._connection, self._table, guarded, passthrough=info.passthrough
+        )
         self._notifier = Notifier()
         self._exchange = Exchange(
             self._connection,
@@ -157,7 +155,7 @@ class RelayTransport:
                 if not self._table.init_answered:
                     await self._init_answered.wait()
                 await trio.to_thread.run_sync(
-                    fuse_device.tune, self._mountpoint, self._read_ahead_kib, MAX_BACKGROUND
+                    mounting.tune, self._mountpoint, self._read_ahead_kib, MAX_BACKGROUND
                 )
                 self._gate.ready()
                 task_status.started()
@@ -196,7 +194,7 @@ class RelayTransport:
 
     def unmount(self) -> None:
         """See :meth:`cachefs.transport.base.Transport.unmount`."""
-        fuse_device.unmount(self._mountpoint)
+        mounting.unmount(self._mountpoint)
 
     @property
     def open_nodes(self) -> dict[int, int]:

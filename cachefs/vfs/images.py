@@ -16,7 +16,6 @@ from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
 from cachefs.vfs.inodes import IMAGES_INODE, Room, Serials, join
-from cachefs.vfs.interrupt import unless_interrupted
 from cachefs.vfs.nodes import (
     MAX_TIMEOUT,
     Attributes,
@@ -28,6 +27,7 @@ from cachefs.vfs.nodes import (
     OpenFile,
 )
 from cachefs.vfs.opened import OpenImages
+from cachefs.vfs.waiting import unless_interrupted
 
 NAME_TIMEOUT = 1.0
 """Seconds for which the kernel believes a name: as long may go by until it is seen that another

@@ -27,9 +27,9 @@ from cachefs.image import Digest
 from cachefs.sources import SourceImage
 from cachefs.vfs.idle import IdleFiles
 from cachefs.vfs.inodes import Room, join, split
-from cachefs.vfs.interrupt import unless_interrupted
 from cachefs.vfs.nodes import MAX_TIMEOUT, NOBODY, Attributes, Caller, Node, OpenFile
 from cachefs.vfs.reader import Reader
+from cachefs.vfs.waiting import unless_interrupted
 
 log = logging.getLogger(__name__)
 

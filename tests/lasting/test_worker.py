@@ -14,7 +14,7 @@ from support.cachefs_mount import CACHEFS, Mounted
 from support.disturb import KILLED, LONG, kill_worker, queue, supervisor
 from support.processes import is_alive, run, wait_for
 
-from cachefs.transport import device
+from cachefs.kernel import mountinfo
 
 from .conftest import MakeMount
 
@@ -244,13 +244,13 @@ def test_unmounting_after_a_kill_ends_both_processes(
     mount.wait_ended()
     wait_for(lambda: not is_alive(worker), "the worker to end")
     assert not is_alive(parent)
-    assert not device.is_mounted(mount.mountpoint)
+    assert not mountinfo.is_mounted(mount.mountpoint)
 
 
 def answers(mount: Mounted) -> int:
     """The worker that answers; 0 while nobody does (plain transport: its mount is dead then)."""
     try:
-        return mount.worker() if device.is_mounted(mount.mountpoint) else 0
+        return mount.worker() if mountinfo.is_mounted(mount.mountpoint) else 0
     except OSError:
         return 0
 

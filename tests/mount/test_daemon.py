@@ -10,7 +10,7 @@ import pytest
 from support.cachefs_mount import Mounted
 from support.processes import failure, is_alive, run, wait_for
 
-from cachefs.transport import device
+from cachefs.kernel import mountinfo
 
 from .conftest import MakeMount
 
@@ -52,7 +52,7 @@ def test_umount_ends_the_daemon_and_leaves_nothing(
 ) -> None:
     mount, pid = background
     run(*command, str(mount.mountpoint))
-    assert not device.is_mounted(mount.mountpoint)
+    assert not mountinfo.is_mounted(mount.mountpoint)
     wait_for(lambda: not is_alive(pid), "the daemon to end")
     assert list(mount.mountpoint.iterdir()) == []
 
@@ -62,7 +62,7 @@ def test_cachefs_umount_returns_once_the_daemon_has_ended(
 ) -> None:
     mount, pid = background
     run(*mount.program, "umount", str(mount.mountpoint))
-    assert not device.is_mounted(mount.mountpoint)
+    assert not mountinfo.is_mounted(mount.mountpoint)
     assert not is_alive(pid)
     run(*mount.command, "--log-file", str(mount.log))  # the cache directory is free again
     run(*mount.program, "umount", str(mount.mountpoint))
@@ -78,7 +78,7 @@ def test_a_signal_ends_the_daemon_cleanly(
     mount.wait_listed("cached", name)
     os.kill(pid, number)
     wait_for(lambda: not is_alive(pid), "the daemon to end")
-    assert not device.is_mounted(mount.mountpoint)
+    assert not mountinfo.is_mounted(mount.mountpoint)
     mount.start()
     assert mount.record(f"cached/{name}")["hits"] == 1
 
@@ -89,10 +89,10 @@ def test_a_signal_at_the_very_moment_of_mounting_leaves_nothing_mounted(
     mount = make_mount(running=False)
     for _ in range(5):
         with mount.start_tool(*mount.command, "--foreground") as daemon:
-            wait_for(lambda: device.is_mounted(mount.mountpoint), "the mount")
+            wait_for(lambda: mountinfo.is_mounted(mount.mountpoint), "the mount")
             daemon.process.send_signal(signal.SIGTERM)
             assert daemon.wait() == 0
-        assert not device.is_mounted(mount.mountpoint)
+        assert not mountinfo.is_mounted(mount.mountpoint)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -146,7 +146,7 @@ def test_a_dead_mount_is_taken_away_by_cachefs_umount(make_mount: MakeMount) -> 
     mount = make_mount()
     mount.kill()
     run(*mount.program, "umount", str(mount.mountpoint))
-    assert not device.is_mounted(mount.mountpoint)
+    assert not mountinfo.is_mounted(mount.mountpoint)
 
 
 def test_the_descriptors_of_the_daemon_do_not_grow_with_use(make_mount: MakeMount) -> None:

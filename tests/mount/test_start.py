@@ -7,7 +7,7 @@ import pytest
 from support.cachefs_mount import Mounted
 from support.processes import Done, run
 
-from cachefs.transport import device
+from cachefs.kernel import mountinfo
 
 from .conftest import MakeMount
 
@@ -26,7 +26,7 @@ def fails(mount: Mounted, *words: str, status: int = 1, command: list[str] | Non
         done = run(*(command or mount.command), *words, *foreground, check=False)
         assert done.status == status
         assert done.stdout == b""
-        assert not device.is_mounted(mount.mountpoint)
+        assert not mountinfo.is_mounted(mount.mountpoint)
         lines.append(one_line(done))
     return lines[0]
 
@@ -125,7 +125,7 @@ def test_a_bad_option_is_a_usage_error(unmounted: Mounted, words: tuple[str, ...
     done = run(*unmounted.command, *words, check=False)
     assert done.status == 2
     assert done.stderr.splitlines()[-1].startswith("Error: ")
-    assert not device.is_mounted(unmounted.mountpoint)
+    assert not mountinfo.is_mounted(unmounted.mountpoint)
     assert not unmounted.cache_dir.exists()
 
 
@@ -140,7 +140,7 @@ def test_an_unknown_mount_option(unmounted: Mounted) -> None:
     done = run(*unmounted.command, "-o", "no_such_option", check=False)
     assert done.status == 1
     assert "no_such_option" in done.stderr
-    assert not device.is_mounted(unmounted.mountpoint)
+    assert not mountinfo.is_mounted(unmounted.mountpoint)
 
 
 def test_without_a_driver_that_works_sqlite_serves_after_one_warning(

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from cachefs.transport import device
+from cachefs.kernel import mountinfo, mounting
 
 from .images import Images
 from .origin import Origin, nginx
@@ -100,7 +100,7 @@ class Mounted:
         assert self.process is not None, "it is not mounted"
         self.process.send_signal(number)
         self.wait_ended()
-        assert not device.is_mounted(self.mountpoint), "it is still mounted"
+        assert not mountinfo.is_mounted(self.mountpoint), "it is still mounted"
 
     def wait_ended(self) -> None:
         """Wait for the daemon to end by itself, with exit status 0."""
@@ -118,7 +118,7 @@ class Mounted:
         self.process.wait(PATIENCE)
         self.process = None
         os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: device.is_dead(self.mountpoint), "the worker to be gone")
+        wait_for(lambda: mounting.is_dead(self.mountpoint), "the worker to be gone")
 
     def worker(self) -> int:
         """The process that answers requests."""
@@ -133,7 +133,7 @@ class Mounted:
 
     def abort(self) -> None:
         """Fail every request under way and to come: whoever hangs in the kernel gets ENOTCONN."""
-        number = device.mount_device(self.mountpoint)
+        number = mountinfo.mount_device(self.mountpoint)
         if number is not None:
             connection = Path("/sys/fs/fuse/connections", number.partition(":")[2], "abort")
             with contextlib.suppress(OSError):
@@ -153,7 +153,7 @@ class Mounted:
                 run("umount", "-l", str(self.mountpoint), check=False)
                 process.kill()
                 process.wait()
-        while device.is_mounted(self.mountpoint):
+        while mountinfo.is_mounted(self.mountpoint):
             if process is not None:
                 troubles.append("it stayed mounted after its daemon")
             run("umount", "-l", str(self.mountpoint))
@@ -179,7 +179,7 @@ class Mounted:
         if self.prefix:  # another namespace: only from inside can it be seen
             return self.run("cat", str(self.control / "status"), check=False).status == 0
         try:
-            return device.is_mounted(self.mountpoint) and bool(self.status())
+            return mountinfo.is_mounted(self.mountpoint) and bool(self.status())
         except OSError:
             return False  # a dead mount, that is about to be detached
 

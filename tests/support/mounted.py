@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cachefs
-from cachefs.transport import device as fuse_device
+from cachefs.kernel import mountinfo, mounting
 
 T = TypeVar("T")
 ROOT = Path(cachefs.__file__).parent.parent
@@ -101,7 +101,7 @@ class Mounted:
             return "ready\n" in self.log.read_text() or "serving " in self.log.read_text()
 
         eventually(ready)
-        self.connection = fuse_device.mount_device(self.path)
+        self.connection = mountinfo.mount_device(self.path)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -157,7 +157,7 @@ class Mounted:
 
     def close(self) -> None:
         with suppress(OSError):
-            fuse_device.unmount(self.path)
+            mounting.unmount(self.path)
         for child in self.children:
             child.kill()
             child.stdin.close()  # type: ignore[union-attr]

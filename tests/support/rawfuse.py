@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cachefs.transport import device as fuse_device
-from cachefs.transport import wire
-from cachefs.transport.base import MountOptions
-from cachefs.transport.wire import Opcode
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mounting, wire
+from cachefs.kernel.mounting import MountOptions
+from cachefs.kernel.wire import Opcode
 from tests.support.mounted import LIMIT
 
 NODE = 2
@@ -62,7 +62,7 @@ class RawServer:
         self.fd = fuse_device.open_device()
         self.kept: Message | None = None
         self.connection = fuse_device.Connection(self.fd)
-        fuse_device.mount(self.fd, mountpoint, MountOptions(source="raw", subtype="raw"))
+        mounting.mount(self.fd, mountpoint, MountOptions(source="raw", subtype="raw"))
 
     def next(self, *wanted: Opcode, timeout: float = 5, fd: int | None = None) -> Message:
         """The next request, which must be one of *wanted* (any, if none is named); LOOKUPs of names
@@ -156,7 +156,7 @@ class RawServer:
 
     def close(self) -> None:
         with suppress(OSError):
-            fuse_device.unmount(self.mountpoint)
+            mounting.unmount(self.mountpoint)
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1

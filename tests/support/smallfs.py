@@ -41,12 +41,14 @@ from typing import Any
 import pyfuse3
 import trio
 
-from cachefs.transport import device as fuse_device
-from cachefs.transport.base import MountOptions, TransportInfo
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mounting
+from cachefs.kernel.mounting import MountOptions
+from cachefs.mount.attachment import Attachment
+from cachefs.transport.base import TransportInfo
 from cachefs.transport.plain import PlainTransport
 from cachefs.transport.relay import RelayTransport
 from cachefs.transport.table import OpenTable
-from cachefs.transport.worker import Attachment
 
 STATS = 1 << 40
 PAUSE = 0.001
@@ -280,7 +282,7 @@ def main() -> None:
         transport = PlainTransport(TransportInfo("plain", False, "asked"), mountpoint=mountpoint)
     elif mode == "relay":
         fd = fuse_device.open_device()
-        fuse_device.mount(fd, mountpoint, MountOptions())
+        mounting.mount(fd, mountpoint, MountOptions())
         transport = RelayTransport(
             fd,
             OpenTable.create(),

@@ -10,8 +10,8 @@ exists when a worker is started, replaces the program that serves (for upgrades 
 import logging
 import sys
 
+from cachefs.supervise.supervisor import Supervisor, Timeouts
 from cachefs.transport.base import TransportInfo
-from cachefs.transport.supervisor import Limits, Supervisor
 
 
 def main() -> int:
@@ -19,9 +19,9 @@ def main() -> int:
     assert "trio" not in sys.modules
     assert "pyfuse3" not in sys.modules
     logging.basicConfig(level=logging.INFO, format="%(process)d supervisor: %(message)s")
-    limits = {name: float(value) for name, value in (word.split("=") for word in rest)}
-    if "give_up_after" in limits:
-        limits["give_up_after"] = int(limits["give_up_after"])
+    timeouts = {name: float(value) for name, value in (word.split("=") for word in rest)}
+    if "give_up_after" in timeouts:
+        timeouts["give_up_after"] = int(timeouts["give_up_after"])
     info = (
         TransportInfo("relay", True, "") if mode == "relay" else TransportInfo("plain", False, "")
     )
@@ -35,7 +35,7 @@ def main() -> int:
         command,
         mountpoint,
         info,
-        limits=Limits(**limits),  # type: ignore[arg-type]
+        timeouts=Timeouts(**timeouts),  # type: ignore[arg-type]
         on_ready=lambda: print("ready", flush=True),
     )
     status = supervisor.run()

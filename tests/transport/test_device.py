@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from cachefs.transport import device as fuse_device
-from cachefs.transport import wire
-from cachefs.transport.base import MountOptions, TransportInfo
-from cachefs.transport.handover import Inheritance
-from cachefs.transport.interrupts import status_wants_to_end
-from cachefs.transport.wire import Opcode
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mountinfo, mounting, wire
+from cachefs.kernel.mounting import MountOptions
+from cachefs.kernel.signals import status_wants_to_end
+from cachefs.kernel.wire import Opcode
+from cachefs.supervise.protocol import Inheritance
+from cachefs.transport.base import TransportInfo
 
 
 def test_fusermount_passes_a_device_that_the_kernel_sends_init_to(tmp_path: Path) -> None:
-    device = fuse_device.mount_with_helper(tmp_path, MountOptions(subtype="helped"))
+    device = mounting.mount_with_helper(tmp_path, MountOptions(subtype="helped"))
     try:
         poller = select.poll()
         poller.register(device, select.POLLIN)
@@ -24,28 +25,28 @@ def test_fusermount_passes_a_device_that_the_kernel_sends_init_to(tmp_path: Path
         assert not os.get_inheritable(device)
     finally:
         os.close(device)
-        assert fuse_device.unmount(tmp_path)
-    assert not fuse_device.is_mounted(tmp_path)
+        assert mounting.unmount(tmp_path)
+    assert not mountinfo.is_mounted(tmp_path)
 
 
 def test_a_refused_mount_says_why(tmp_path: Path) -> None:
-    with pytest.raises(fuse_device.MountError, match="No such file"):
-        fuse_device.mount(0, tmp_path / "missing", MountOptions())
-    with pytest.raises(fuse_device.MountError, match="fusermount3: "):
-        fuse_device.mount_with_helper(tmp_path / "missing", MountOptions())
+    with pytest.raises(OSError, match="No such file"):
+        mounting.mount(0, tmp_path / "missing", MountOptions())
+    with pytest.raises(OSError, match="fusermount3: "):
+        mounting.mount_with_helper(tmp_path / "missing", MountOptions())
 
 
 def test_a_mount_without_a_daemon_is_dead_and_can_be_detached(tmp_path: Path) -> None:
     path = tmp_path / "with space"
     path.mkdir()
     device = fuse_device.open_device()
-    fuse_device.mount(device, path, MountOptions())
+    mounting.mount(device, path, MountOptions())
     os.close(device)
-    assert fuse_device.is_mounted(path)
-    assert fuse_device.is_dead(path)
-    assert fuse_device.unmount(path)
-    assert not fuse_device.is_dead(path)
-    assert not fuse_device.unmount(path)
+    assert mountinfo.is_mounted(path)
+    assert mounting.is_dead(path)
+    assert mounting.unmount(path)
+    assert not mounting.is_dead(path)
+    assert not mounting.unmount(path)
 
 
 def test_an_inheritance_survives_fields_of_another_version() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachefs.transport import wire
+from cachefs.kernel import wire
+from cachefs.kernel.device import Connection
+from cachefs.kernel.wire import InitFlag, Opcode, OpenFlag
 from cachefs.transport.backing import Guarded, NoBacking
-from cachefs.transport.device import Connection
 from cachefs.transport.exchange import Exchange
-from cachefs.transport.opens import Opens
+from cachefs.transport.passthrough import Passthrough
 from cachefs.transport.table import OpenTable
-from cachefs.transport.wire import InitFlag, Opcode, OpenFlag
 
 IMAGE = 10
 
@@ -57,7 +57,7 @@ class Bench:
         self.table_fd = OpenTable.create(slots=64)
         self.table = OpenTable(self.table_fd)
         backing = Guarded(options.pop("backing", None) or Images())
-        self.opens = Opens(self.connection, self.table, backing, passthrough=True)
+        self.opens = Passthrough(self.connection, self.table, backing, passthrough=True)
         self.sent: list[bytes] = []
         self.notified: list[bytes] = []
         self.exchange = Exchange(

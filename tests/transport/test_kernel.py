@@ -12,9 +12,8 @@ import time
 
 import pytest
 
-from cachefs.transport import device as fuse_device
-from cachefs.transport import wire
-from cachefs.transport.wire import Opcode, OpenFlag
+from cachefs.kernel import mounting, wire
+from cachefs.kernel.wire import Opcode, OpenFlag
 from tests.support.mounted import LIMIT
 from tests.support.rawfuse import SIZE, open_out, raw_server, run
 
@@ -157,7 +156,7 @@ def test_unmounting_wakes_a_reader_of_the_device_with_enodev() -> None:
         thread = threading.Thread(target=block)
         thread.start()
         time.sleep(0.1)
-        fuse_device.unmount(server.mountpoint)
+        mounting.unmount(server.mountpoint)
         thread.join(LIMIT)
         assert woken == ["ENODEV"]
 

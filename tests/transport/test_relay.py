@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cachefs.transport import device as fuse_device
-from cachefs.transport.base import MountOptions
+from cachefs.kernel import mounting
+from cachefs.kernel.mounting import MountOptions
 from cachefs.transport.probe import probe
 from tests.support.mounted import LIMIT, ROOT, Mounted, eventually, limited, mounted, result
 
@@ -68,7 +68,7 @@ def test_readahead_is_set(either: Mounted) -> None:
 
 
 def test_unmounting_ends_the_server(either: Mounted) -> None:
-    fuse_device.unmount(either.path)
+    mounting.unmount(either.path)
     assert either.server.wait(LIMIT) == 0
 
 
@@ -285,7 +285,7 @@ class Overlay:
         return self.merged
 
     def __exit__(self, *_: object) -> None:
-        fuse_device.unmount(self.merged)
+        mounting.unmount(self.merged)
 
 
 def test_an_ordinary_user_is_told_why_it_is_plain(tmp_path: Path) -> None:

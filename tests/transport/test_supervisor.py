@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cachefs.transport import device as fuse_device
+from cachefs.kernel import mountinfo, mounting
 from tests.support.disks import small_disk
 from tests.support.mounted import LIMIT, ROOT, Mounted, eventually, limited, mounted, result
 
@@ -50,7 +50,7 @@ def hold(mount: Mounted, name: str) -> "subprocess.Popen[bytes]":
 
 
 def test_the_supervisor_imports_neither_pyfuse3_nor_trio() -> None:
-    code = "import sys, cachefs.transport.supervisor, cachefs.transport.probe;"
+    code = "import sys, cachefs.supervise.supervisor, cachefs.transport.probe;"
     code += "sys.exit(bool({'trio', 'pyfuse3'} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20, check=False).returncode
@@ -265,7 +265,7 @@ def test_after_many_deaths_it_gives_up_and_says_why() -> None:
         assert mount.server.wait(LIMIT) == 1
         assert "4 workers died in a row" in mount.log.read_text()
         assert "exited with status 7" in mount.log.read_text()
-        assert not fuse_device.is_mounted(mount.path)
+        assert not mountinfo.is_mounted(mount.path)
 
 
 def test_a_first_worker_that_fails_is_not_tried_again(tmp_path: Path) -> None:
@@ -289,14 +289,14 @@ def test_a_first_worker_that_fails_is_not_tried_again(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "exited with status 3" in done.stderr
-    assert not fuse_device.is_mounted(tmp_path / "mnt")
+    assert not mountinfo.is_mounted(tmp_path / "mnt")
 
 
 @pytest.mark.parametrize("mode", ["supervised-relay", "supervised-plain"])
 def test_unmounting_ends_supervisor_and_worker(mode: str) -> None:
     with mounted(mode, {"plain": MIB}) as mount:
         pid = mount.worker()
-        fuse_device.unmount(mount.path)
+        mounting.unmount(mount.path)
         assert mount.server.wait(LIMIT) == 0
         assert not Path(f"/proc/{pid}").exists()
 
@@ -307,7 +307,7 @@ def test_unmounting_while_no_worker_lives_ends_the_supervisor() -> None:
         (mount.directory / "command").write_text("raise SystemExit(7)")
         mount.kill_worker()
         eventually(lambda: "status 7" in mount.log.read_text())
-        fuse_device.unmount(mount.path)
+        mounting.unmount(mount.path)
         assert mount.server.wait(LIMIT) == 0
 
 
@@ -318,7 +318,7 @@ def test_sigterm_ends_both_and_unmounts(mode: str) -> None:
         mount.server.terminate()
         assert mount.server.wait(LIMIT) == 0
         assert not Path(f"/proc/{pid}").exists()
-        assert not fuse_device.is_mounted(mount.path)
+        assert not mountinfo.is_mounted(mount.path)
 
 
 def test_a_passthrough_file_is_read_while_no_worker_lives() -> None:

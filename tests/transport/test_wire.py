@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachefs.transport import wire
-from cachefs.transport.wire import InitFlag, Opcode, OpenFlag
+from cachefs.kernel import wire
+from cachefs.kernel.wire import InitFlag, Opcode, OpenFlag
 
 u32 = st.integers(0, (1 << 32) - 1)
 u64 = st.integers(0, (1 << 64) - 1)

@@ -8,7 +8,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from .base import MountOptions, TransportInfo
+from cachefs.kernel.mounting import MountOptions
+from cachefs.transport.base import TransportInfo
 
 ENVIRONMENT: Final = "CACHEFS_WORKER"
 

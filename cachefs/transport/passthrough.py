@@ -16,8 +16,8 @@ close. How: see :mod:`.table`.
 
 INVARIANT: KEEP_CACHE and PASSTHROUGH are never set together.
 
-What a kill can leave at each point of an open, and what the next worker (:meth:`Opens.recover`)
-makes of it:
+What a kill can leave at each point of an open, and what the next worker
+(:meth:`Passthrough.recover`) makes of it:
 
 1. before the ioctl, INTENTS raised: the orphan's number does not exist; the kernel resends the
    OPEN.
@@ -35,9 +35,10 @@ import os
 import time
 from contextlib import suppress
 
-from . import wire
+from cachefs.kernel import wire
+from cachefs.kernel.device import Connection
+
 from .backing import Guarded
-from .device import Connection
 from .table import IOMode, OpenTable, Slot, TableFullError
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 _COMPLAIN_EVERY = 60.0  # seconds between two warnings of the same kind
 
 
-class Opens:
+class Passthrough:
     """The open nodes of one connection. All methods are for the pump's task only."""
 
     def __init__(

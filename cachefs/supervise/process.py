@@ -34,7 +34,7 @@ class WorkerProcess:
         self.unmounted = False
 
     def tell(self, word: bytes) -> None:
-        """Send it a word of :mod:`.handover`."""
+        """Send it a word of :mod:`.protocol`."""
         try:
             self.control.send(word)
         except OSError as error:

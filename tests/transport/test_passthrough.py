@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachefs.transport import wire
+from cachefs.kernel import wire
+from cachefs.kernel.wire import OpenFlag
 from cachefs.transport.backing import Guarded, NoBacking
-from cachefs.transport.opens import Opens
+from cachefs.transport.passthrough import Passthrough
 from cachefs.transport.table import IOMode, OpenTable, Slot, TableFullError
-from cachefs.transport.wire import OpenFlag
 
 IMAGE, OTHER, CACHED = 10, 11, 20
 
@@ -118,7 +118,7 @@ class Worker:
         self.real = self.table._words, self.table._bytes
         self.table._words = Memory(self.table._words, kernel.steps)  # type: ignore[assignment]
         self.table._bytes = Memory(self.table._bytes, kernel.steps)  # type: ignore[assignment]
-        self.opens = Opens(kernel, self.table, Guarded(Policy()), passthrough=True)  # type: ignore[arg-type]
+        self.opens = Passthrough(kernel, self.table, Guarded(Policy()), passthrough=True)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.table._words, self.table._bytes = self.real

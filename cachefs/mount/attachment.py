@@ -17,9 +17,7 @@ from typing import Protocol
 
 import trio
 
-from .backing import Backing
-from .base import Transport, TransportInfo
-from .handover import (
+from cachefs.supervise.protocol import (
     BEAT,
     DRAIN,
     DRAIN_SECONDS,
@@ -31,8 +29,10 @@ from .handover import (
     UNMOUNTED,
     Inheritance,
 )
-from .plain import PlainTransport
-from .relay import RelayTransport
+from cachefs.transport.backing import Backing
+from cachefs.transport.base import Transport, TransportInfo
+from cachefs.transport.plain import PlainTransport
+from cachefs.transport.relay import RelayTransport
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class _Drains(Protocol):
 
 
 class Attachment:
-    """A worker's tie to its supervisor; also the :class:`.relay.Gate` of its transport."""
+    """A worker's tie to its supervisor; also its transport's
+    :class:`cachefs.transport.relay.Gate`."""
 
     def __init__(self, inheritance: Inheritance) -> None:
         self.inheritance = inheritance

@@ -1,7 +1,7 @@
 r"""The small parent that holds ``/dev/fuse`` and replaces its workers.
 
-Owns the mount, the descriptors that outlive a worker (the device; the table of :mod:`.table`), the
-worker processes and the clock by which they are judged. Imports neither pyfuse3 nor trio, reads no
+Owns the mount, the descriptors that outlive a worker (the device; the table of :mod:`~cachefs.transport.table`),
+the worker processes and the clock by which they are judged. Imports neither pyfuse3 nor trio, reads no
 message and answers none: there is little here to go wrong.
 
 A worker's life::
@@ -11,9 +11,9 @@ A worker's life::
 
 - **Dies** (any exit that was not announced): the next is started after a pause that grows with the
   deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
-  ``settled`` seconds ends the row. After ``quarantine_after`` crashes (deaths other than by
-  somebody's SIGKILL) the next one answers EIO to what is resent (see :mod:`.exchange`). After
-  ``give_up_after`` deaths in a row the mount is detached. The first worker of all gets one try:
+  ``settled`` seconds ends the row. After ``quarantine_after`` crashes (deaths other than by an
+  operator's SIGKILL) the next one answers EIO to what is resent
+  (:mod:`cachefs.transport.exchange`). After ``give_up_after`` deaths in a row the mount is detached. The first worker of all gets one try:
   nobody has anything to lose yet.
 - **Silent** for ``beat_timeout``: SIGKILL, then as above.
 - **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
@@ -41,11 +41,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from . import device as fuse_device
-from .base import MountOptions, TransportInfo
-from .handover import DRAIN, ENVIRONMENT, GO, READY, STANDBY, STOP, TOLD_WHY, UNMOUNTED, Inheritance
-from .process import WorkerProcess
-from .table import OpenTable
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mountinfo, mounting
+from cachefs.kernel.mounting import MountOptions
+from cachefs.supervise.process import WorkerProcess
+from cachefs.supervise.protocol import (
+    DRAIN,
+    ENVIRONMENT,
+    GO,
+    READY,
+    STANDBY,
+    STOP,
+    TOLD_WHY,
+    UNMOUNTED,
+    Inheritance,
+)
+from cachefs.transport.base import TransportInfo
+from cachefs.transport.table import OpenTable
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +65,7 @@ _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Timeouts:
     """When the supervisor loses patience. Seconds, except the count."""
 
     beat_interval: float = 1.0
@@ -72,7 +84,7 @@ class Supervisor:
     """Runs *command* as the worker of a mount at *mountpoint* until it is unmounted.
 
     *command* is an argument vector that composes a filesystem over
-    :class:`cachefs.transport.worker.Attachment`; it is run anew for each worker, so an upgraded
+    :class:`cachefs.mount.attachment.Attachment`; it is run anew for each worker, so an upgraded
     installation takes effect with the next one. *on_ready* is called once, when the first worker
     answers.
     """
@@ -84,7 +96,7 @@ class Supervisor:
         info: TransportInfo,
         options: MountOptions | None = None,
         *,
-        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,7 +107,7 @@ class Supervisor:
         self._command = list(command)
         self._mountpoint = mountpoint
         self._options = options or MountOptions()
-        self._limits = limits or Limits()
+        self._timeouts = timeouts or Timeouts()
         self._clock = clock
         self._on_ready = on_ready
         self._device = self._table = -1
@@ -115,7 +127,7 @@ class Supervisor:
     def run(self) -> int:
         """Mount, serve until unmounted or stopped; 0, or 1 when given up (then :attr:`reason` says
         why). To be called in the main thread: it takes SIGTERM and SIGINT for :meth:`stop`, SIGHUP
-        for :meth:`upgrade`. Raises :class:`cachefs.transport.device.MountError`."""
+        for :meth:`upgrade`. Raises :class:`OSError`."""
         handlers = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_signal)
         try:
@@ -165,7 +177,7 @@ class Supervisor:
             poller.register(worker.pidfd, select.POLLIN)
         for ghost in self._ghosts:
             poller.register(ghost.pidfd, select.POLLIN)
-        soon = self._limits.kill_grace / 2
+        soon = self._timeouts.kill_grace / 2
         if self._start_at is not None:
             soon = min(soon, max(self._start_at - self._clock(), 0))
         events = dict(poller.poll(int(soon * 1000) + 1))
@@ -218,11 +230,11 @@ class Supervisor:
             self._unmounted = True
 
     def _judge(self, worker: WorkerProcess, now: float) -> None:
-        limits = self._limits
+        timeouts = self._timeouts
         if worker.process.poll() is not None:
             self._on_gone(worker, worker.how_it_ended, now)
         elif worker.killed_at is not None:
-            if now - worker.killed_at > limits.kill_grace:
+            if now - worker.killed_at > timeouts.kill_grace:
                 self._ghosts.append(worker)
                 self._on_gone(worker, f"worker {worker.pid} was killed and cannot die", now)
         elif worker.leader_is_dead:
@@ -230,11 +242,11 @@ class Supervisor:
         elif worker.leave_by is not None and now > worker.leave_by:
             log.warning("worker %d does not leave; killing it", worker.pid)
             worker.kill(now)
-        elif now - worker.heard > limits.beat_timeout:
+        elif now - worker.heard > timeouts.beat_timeout:
             log.error("worker %d is silent for %.0f s; killing it", worker.pid, now - worker.heard)
             worker.silent = True
             worker.kill(now)
-        elif not worker.is_up and now - worker.started > limits.start_timeout:
+        elif not worker.is_up and now - worker.started > timeouts.start_timeout:
             log.error("worker %d does not come up; killing it", worker.pid)
             worker.kill(now)
 
@@ -258,7 +270,7 @@ class Supervisor:
                 self._hand_over()
             return  # one that is still starting reports, or dies and comes here
         if self.info.mode == "plain":
-            fuse_device.unmount(self._mountpoint)
+            mounting.unmount(self._mountpoint)
         if worker.leave_by is not None:  # it left to be replaced, as we asked it to
             self._start_at = now
         else:
@@ -266,7 +278,7 @@ class Supervisor:
 
     def _on_death(self, worker: WorkerProcess, how: str, now: float) -> None:
         alive_until = worker.heard if worker.silent else now
-        if worker.ready_at is not None and alive_until - worker.ready_at >= self._limits.settled:
+        if worker.ready_at is not None and alive_until - worker.ready_at >= self._timeouts.settled:
             self._deaths = self._crashes = 0
         self._deaths += 1
         # A SIGKILL that is not ours is an operator's, and no fault of any request.
@@ -275,13 +287,13 @@ class Supervisor:
             self.reason, self._told = how, True
             return
         log.error("%s", how)
-        if not self._served or self._deaths >= self._limits.give_up_after:
+        if not self._served or self._deaths >= self._timeouts.give_up_after:
             self.reason = f"{self._deaths} workers died in a row, the last: {how}"
             return
         pause = 0.0
         if self._deaths > 1:
-            pause = self._limits.first_pause * 2 ** min(self._deaths - 2, 20)
-        self._start_at = now + min(pause, self._limits.longest_pause)
+            pause = self._timeouts.first_pause * 2 ** min(self._deaths - 2, 20)
+        self._start_at = now + min(pause, self._timeouts.longest_pause)
 
     def _hand_over(self) -> None:
         assert self._next is not None
@@ -291,7 +303,7 @@ class Supervisor:
         self._current.tell(GO)
 
     def _leave(self, worker: WorkerProcess, word: bytes, now: float) -> None:
-        worker.leave_by = now + self._limits.leave_timeout
+        worker.leave_by = now + self._timeouts.leave_timeout
         worker.tell(word)
 
     @property
@@ -311,7 +323,7 @@ class Supervisor:
             log.info("the upgrade waits: a worker is just starting")
         elif self.info.mode == "plain":
             log.warning("plain transport cannot hand over: the mount is made anew")
-            fuse_device.unmount(self._mountpoint)
+            mounting.unmount(self._mountpoint)
             self._leave(self._current, DRAIN, self._clock())
         else:
             self._start(turn=False)
@@ -320,7 +332,7 @@ class Supervisor:
         if self._stop_by is not None:
             return
         now = self._clock()
-        self._stop_by = now + self._limits.leave_timeout
+        self._stop_by = now + self._timeouts.leave_timeout
         self._start_at = None
         self._detach()
         for worker in self._workers():
@@ -330,18 +342,18 @@ class Supervisor:
         self._unmounted = True
         self._start_at = None
         for worker in self._workers():
-            worker.leave_by = self._clock() + self._limits.leave_timeout
+            worker.leave_by = self._clock() + self._timeouts.leave_timeout
 
     # --- processes ----------------------------------------------------------------------------
 
     def _mount(self) -> None:
-        if fuse_device.is_mounted(self._mountpoint) and fuse_device.is_dead(self._mountpoint):
+        if mountinfo.is_mounted(self._mountpoint) and mounting.is_dead(self._mountpoint):
             log.warning("detaching a dead mount from %s", self._mountpoint)
-            fuse_device.unmount(self._mountpoint)
+            mounting.unmount(self._mountpoint)
         if self.info.mode == "relay":
             self._table = OpenTable.create()
             self._device = fuse_device.open_device()
-            fuse_device.mount(self._device, self._mountpoint, self._options)
+            mounting.mount(self._device, self._mountpoint, self._options)
 
     def _start(self, *, turn: bool) -> None:
         ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -355,8 +367,8 @@ class Supervisor:
             table=self._table,
             turn=turn,
             restarts=self.restarts,
-            quarantine=self._crashes >= self._limits.quarantine_after,
-            beat_interval=self._limits.beat_interval,
+            quarantine=self._crashes >= self._timeouts.quarantine_after,
+            beat_interval=self._timeouts.beat_interval,
         )
         with workers:
             process = subprocess.Popen(
@@ -374,7 +386,7 @@ class Supervisor:
 
     def _detach(self) -> None:
         try:
-            fuse_device.unmount(self._mountpoint)
+            mounting.unmount(self._mountpoint)
         except OSError as error:
             log.error("cannot unmount %s: %s", self._mountpoint, error)
 

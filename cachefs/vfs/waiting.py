@@ -1,0 +1,51 @@
+"""Letting go of a wait when its caller has been interrupted, on the plain transport.
+
+The kernel tells of it with FUSE_INTERRUPT, which libfuse notes and pyfuse3 does not pass on. So a
+wait looks from time to time whether its caller is to be let go (:mod:`cachefs.kernel.signals`).
+Where the caller is not to be seen (another PID namespace) the wait just goes on."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from cachefs.errors import InterruptedReadError
+from cachefs.kernel.signals import process_wants_to_end
+
+POLL = 0.1
+"""Seconds between two looks: no person sees the difference, and a look takes 50 microseconds."""
+
+T = TypeVar("T")
+
+
+async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
+    """Await ``wait()``; raises InterruptedReadError as soon as the process *pid* has a signal to
+    take, and cancels the wait. With a *pid* of 0 it is only awaited."""
+    if pid <= 0:
+        return await wait()
+    result: list[T] = []
+    interrupted = False
+
+    async def watch(scope: trio.CancelScope) -> None:
+        nonlocal interrupted
+        while True:
+            await trio.sleep(POLL)
+            if process_wants_to_end(pid):
+                interrupted = True
+                scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        try:
+            result.append(await wait())
+        except Exception as error:  # noqa: BLE001 - carried out of the nursery without a group
+            failure: Exception | None = error
+        else:
+            failure = None
+        nursery.cancel_scope.cancel()
+    if result:
+        return result[0]
+    if interrupted:
+        raise InterruptedReadError(f"process {pid} was interrupted")
+    assert failure is not None
+    raise failure
