@@ -1,11 +1,14 @@
 """The cache of one directory: decisions, reservations, publishing. No trio, no FUSE, no sources."""
 
+from cachefs.cache.capacity import Limits, Usage
+from cachefs.cache.held import Held
 from cachefs.cache.image_cache import ImageCache
+from cachefs.cache.layout import Layout
 from cachefs.cache.lock import share
 from cachefs.cache.open_image import OpenImage
 from cachefs.cache.partial import CHUNK, PartialMap, Version
 from cachefs.cache.queue import Failure
-from cachefs.cache.room import Limits, Usage
+from cachefs.cache.quick import QuickStore
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.cache.writeback import begin_writeback
@@ -14,10 +17,13 @@ __all__ = [
     "CHUNK",
     "Failure",
     "Hasher",
+    "Held",
     "ImageCache",
+    "Layout",
     "Limits",
     "OpenImage",
     "PartialMap",
+    "QuickStore",
     "Store",
     "Transaction",
     "Usage",

@@ -12,32 +12,58 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from cachefs.cache.layout import Layout
+from cachefs.cache.lock import share
+
 
 class Held:
-    """The held files of one cache directory; they must be on its filesystem. Thread-safe."""
+    """The held files of one cache directory, which a :class:`~cachefs.cache.store.Store` has made.
+    Thread-safe; each method is a few system calls."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._directory = layout.held_dir
 
-    def path(self, number: int) -> Path:
-        """Where the file with this number is, if it is held."""
-        return self._directory / str(number)
-
-    def keep(self, path: Path, number: int) -> None:
-        """Hold the file *path* under *number*, instead of another one; nothing happens where the
-        file has gone already."""
-        link = self.path(number)
+    def keep(self, image_id: str, number: int) -> None:
+        """Hold the published image under *number*, instead of another file; nothing is held where
+        the image has gone already."""
+        link = self._link(number)
         link.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            link.hardlink_to(path)
+        with contextlib.suppress(*_HELD_OR_GONE):
+            link.hardlink_to(self._layout.image(image_id))
 
-    def keep_open(self, fd: int, number: int) -> None:
-        """Hold the file that is open as *fd*, as :meth:`keep` does."""
-        link = self.path(number)
+    def keep_open(self, fd: int, number: int) -> bool:
+        """Hold the file that is open as *fd*, as :meth:`keep` does; False where it has no name any
+        more and is not held."""
+        link = self._link(number)
         link.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(*_HELD_OR_GONE):
             # The descriptor makes os.link use linkat(2), which alone follows the link in /proc.
             os.link(f"/proc/self/fd/{fd}", link, src_dir_fd=fd, follow_symlinks=True)
+        return link.exists()
+
+    def open(self, number: int) -> int | None:
+        """Open the held file for reading and share its lock, as a cached image's reader does; the
+        caller closes the descriptor. None where no file is held. Raises BlockingIOError where a
+        writer owns it."""
+        try:
+            fd = os.open(self._link(number), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            share(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def is_incomplete(self, number: int, image_id: str) -> bool:
+        """Whether the held file is the one that is ``incomplete/ID`` now."""
+        return _is_same(self._link(number), self._layout.incomplete(image_id))
+
+    def is_published(self, number: int, image_id: str) -> bool:
+        """Whether the held file is the one that is the cached image now."""
+        return _is_same(self._link(number), self._layout.image(image_id))
 
     def note(self, number: int, members: dict[str, Any]) -> None:
         """Write down what the next process needs to know of *number*: whole, or not at all."""
@@ -55,7 +81,7 @@ class Held:
 
     def release(self, number: int) -> None:
         """Hold the file no longer."""
-        self.path(number).unlink(missing_ok=True)
+        self._link(number).unlink(missing_ok=True)
         self._note(number).unlink(missing_ok=True)
 
     def keep_only(self, numbers: Collection[int]) -> None:
@@ -69,5 +95,22 @@ class Held:
         """Release everything."""
         self.keep_only(())
 
+    # Inside
+
+    def _link(self, number: int) -> Path:
+        return self._directory / str(number)
+
     def _note(self, number: int) -> Path:
         return self._directory / f"{number}.json"
+
+
+_HELD_OR_GONE = (FileExistsError, FileNotFoundError)
+"""What a link meets when another thread has just held the file under this number, which never means
+another file meanwhile, or when the file has no name any more."""
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cachefs.cache.room import Limits
+from cachefs.cache.capacity import Limits
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.config import DRIVERS, Amount
@@ -80,7 +80,7 @@ class ImageCache:
     @property
     def driver_name(self) -> str:
         """The driver that runs: ``sqlite`` or ``xattr``."""
-        return self._store.driver.name
+        return self._store.driver_name
 
     # What there is
 
@@ -90,32 +90,32 @@ class ImageCache:
 
     def is_queued(self, image_id: str) -> bool:
         """Whether the image waits to be fetched."""
-        return check_image_id(image_id) in self._store.queue
+        return self._store.quick.is_queued(check_image_id(image_id))
 
     def get_cache_size(self) -> int:
         """The bytes of all cached images together."""
-        return self._store.totals().size
+        return self._store.quick.totals().size
 
     def get_hit_count(self, image_id: str) -> int:
         """How often the image was read; 0 for one that is not cached."""
-        entry = self._store.get(check_image_id(image_id))
+        entry = self._store.quick.get(check_image_id(image_id))
         return entry.hits if entry else 0
 
     def get_cached_images(self) -> list[dict[str, object]]:
         """The cached images by ID: ``image_id size hits last_accessed last_modified checksum``, the
         last as MD5 hex, None where a daemon has verified the image by another algorithm."""
-        return [_mapping(entry) for entry in self._store.driver.entries()]
+        return [_mapping(entry) for entry in self._store.entries()]
 
     def get_image_size(self, image_id: str) -> int:
         """The bytes of a cached image. Raises ImageNotFoundError."""
-        entry = self._store.get(check_image_id(image_id))
+        entry = self._store.quick.get(check_image_id(image_id))
         if entry is None:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         return entry.size
 
     def get_queued_images(self) -> list[str]:
         """The queued IDs, in order of queueing."""
-        return self._store.queue.ids()
+        return self._store.queued_ids()
 
     # Removing
 
@@ -123,7 +123,7 @@ class ImageCache:
         """Remove all cached images, pinned ones too; how many went. One that cannot be removed is
         logged and left."""
         deleted = 0
-        for entry in list(self._store.driver.entries()):
+        for entry in list(self._store.entries()):
             try:
                 deleted += self._deleted(entry.image_id)
             except OSError as error:
@@ -137,16 +137,16 @@ class ImageCache:
 
     def delete_all_queued_images(self) -> int:
         """Empty the queue; how many images were in it."""
-        return sum(self._store.queue.discard(image_id) for image_id in self._store.queue.ids())
+        return sum(self._store.unqueue(image_id) for image_id in self._store.queued_ids())
 
     def delete_queued_image(self, image_id: str) -> None:
         """Take an image out of the queue; nothing happens where it is not in it."""
-        self._store.queue.discard(check_image_id(image_id))
+        self._store.unqueue(check_image_id(image_id))
 
     def prune(self) -> tuple[int, int]:
         """Evict the least recently used images until ``max_size`` holds: (files, bytes) removed.
 
-        Pinned images, and those that somebody has open, stay.
+        Pinned images, and those that a reader has open, stay.
         """
         return self._store.prune()
 
@@ -212,10 +212,10 @@ class ImageCache:
 
         It cannot be evicted meanwhile. Raises ImageNotFoundError.
         """
-        image = self._store.open_image(check_image_id(image_id))
+        image = self._store.quick.open_image(check_image_id(image_id))
         with os.fdopen(image.fd, "rb") as file:
             yield file
-        self._store.hit(image_id)
+        self._store.quick.hit(image_id)
 
     # Inside
 
@@ -272,8 +272,9 @@ class ImageCache:
 
 
 class _Writer:
-    """Writes one image as its chunks pass, and keeps the cache's own troubles from whoever reads
-    them: they are logged, and the image is given up. Without a *transaction* it only verifies."""
+    """Writes one image as its chunks pass, and keeps the cache's own troubles from their
+    reader: they are logged, and the image is given up. Without a *transaction* it only
+    verifies."""
 
     def __init__(self, transaction: Transaction | None, expected: Digest | None) -> None:
         self._transaction = transaction

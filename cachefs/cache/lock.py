@@ -56,15 +56,15 @@ class DirectoryLock:
 def own(fd: int) -> None:
     """Lock the whole file for writing or removing it; *fd* must be writable.
 
-    Raises BlockingIOError where anybody shares or owns it. Like all locks here it belongs to the
-    open file description (``F_OFD_SETLK``, fcntl(2)), so it is the same between two threads as
-    between two processes, and goes when the descriptor is closed."""
+    Raises BlockingIOError where another descriptor shares or owns it. Like all locks here it
+    belongs to the open file description (``F_OFD_SETLK``, fcntl(2)), so it is the same between two
+    threads as between two processes, and goes when the descriptor is closed."""
     _set(fd, fcntl.F_WRLCK)
 
 
 def share(fd: int) -> None:
     """Lock the whole file for reading, or turn ownership into sharing. Raises BlockingIOError where
-    somebody else owns it."""
+    another descriptor owns it."""
     _set(fd, fcntl.F_RDLCK)
 
 
@@ -74,10 +74,10 @@ def free(fd: int) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether anybody, in this process or another, owns or shares the file; False where it is
+    """Whether a descriptor, of this process or another, owns or shares the file; False where it is
     missing.
 
-    Asks without locking (``F_OFD_GETLK``), so that nobody who locks just now is refused because of
+    Asks without locking (``F_OFD_GETLK``), so that no one who locks just now is refused because of
     it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -95,7 +95,7 @@ def is_held(path: Path) -> bool:
 
 def open_shared(path: Path) -> int:
     """Open a file for reading and share it; O_NOATIME where we may, since the xattr driver keeps
-    its order in the atime. Raises BlockingIOError where somebody owns it, OSError as open(2); never
+    its order in the atime. Raises BlockingIOError where a writer owns it, OSError as open(2); never
     waits, as it would for the writer of a FIFO."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:

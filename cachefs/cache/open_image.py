@@ -12,7 +12,7 @@ from cachefs.cache.lock import free, open_shared, share
 from cachefs.drivers import Driver, Entry
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN})
-"""Errnos of an open that finds no image: no file, a symbolic link, or somebody who removes it."""
+"""Errnos of an open that finds no image: no file, a symbolic link, or an evictor that holds it."""
 
 
 @dataclass(frozen=True, slots=True)

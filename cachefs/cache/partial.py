@@ -51,7 +51,7 @@ class Version:
 
 class PartialMap:
     """The map of one incomplete image. :meth:`mark_written` may be called from any thread, once the
-    chunks' bytes are written; the rest by whoever owns the incomplete file."""
+    chunks' bytes are written; the rest by the owner of the incomplete file."""
 
     def __init__(self, path: Path, fd: int, version: Version, states: bytearray) -> None:
         self.version = version

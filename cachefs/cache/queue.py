@@ -10,18 +10,17 @@ import time
 from dataclasses import dataclass
 
 from cachefs.cache.layout import Layout, files_in
-from cachefs.errors import CacheFSError, ChecksumError, InvalidImageIDError
+from cachefs.errors import InvalidImageIDError
 from cachefs.image import check_image_id
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an image is invalid: *error* in words, *errno* for whoever opens it; *when* in
-    seconds."""
+    """Why an image is invalid: *error* in words; *when* in seconds since the epoch, *size* the
+    bytes in ``invalid/``."""
 
     image_id: str
     error: str
-    errno: int
     when: float
     size: int = 0
     source: str | None = None
@@ -42,7 +41,7 @@ class Queue:
         path = self._layout.queued(image_id)
         if path.exists():
             return False
-        # It gets its name with its place: whoever lists the queue would see the time of its
+        # It gets its name with its place: a process that lists the queue would see the time of its
         # creation first, which is the last tick of a clock, and so may be before its predecessor's.
         with self._layout.replacing(path) as file:
             os.fchmod(file.fileno(), 0o640)
@@ -110,19 +109,18 @@ class Failures:
         Glance's for one, count as a failure whose reason nobody wrote down."""
         try:
             members = json.loads(self._layout.failed(image_id).read_bytes())
-            return Failure(**members)
+            # Other members than ours are another version's.
+            return Failure(**{name: members[name] for name in Failure.__slots__ if name in members})
         except FileNotFoundError:
             pass
         except (ValueError, TypeError):
-            return Failure(
-                image_id, "the record of this failure is damaged", CacheFSError.errno, 0.0
-            )
+            return Failure(image_id, "the record of this failure is damaged", 0.0)
         try:
             status = self._layout.invalid(image_id).stat()
         except FileNotFoundError:
             return None
         error = "failed verification"
-        return Failure(image_id, error, ChecksumError.errno, status.st_mtime, status.st_size)
+        return Failure(image_id, error, status.st_mtime, status.st_size)
 
     def discard(self, image_id: str) -> bool:
         """Forget the failure and remove its bytes; False where there was none."""

@@ -1,9 +1,8 @@
 """The cache of one directory: what is cached, queued, failed; begin, open, evict, clean.
 
 Owns every decision about the directory and the lock under which they are made; knows neither trio
-nor FUSE nor where images come from. All methods block and may be called from any thread; those
-marked *quick* take no lock that is ever held across disk writes, so that an event loop may call
-them.
+nor FUSE nor where images come from. All methods of :class:`Store` block: they are for threads, any
+of them. What an event loop may call is :attr:`Store.quick` (:mod:`cachefs.cache.quick`).
 
 Several processes may use one directory. What is reserved, held open, queued or failed is on the
 disk (file lengths, file locks, files), not in memory."""
@@ -15,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cachefs.cache.held import Held
+from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
 from cachefs.cache.lock import DirectoryLock, is_held, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
 from cachefs.cache.queue import Failure, Failures, Queue
-from cachefs.cache.room import Candidate, Limits, Room, Usage
+from cachefs.cache.quick import QuickStore
 from cachefs.cache.transaction import (
     Transaction,
     abandoned_map,
@@ -30,7 +29,7 @@ from cachefs.cache.transaction import (
     new_map,
     open_incomplete,
 )
-from cachefs.drivers import Driver, Entry, Totals, open_driver
+from cachefs.drivers import Driver, Entry, open_driver
 from cachefs.drivers.files import find_image
 from cachefs.errors import (
     CacheFSError,
@@ -38,7 +37,6 @@ from cachefs.errors import (
     ImageExistsError,
     ImageNotFoundError,
     NoRoomError,
-    errno_of,
 )
 from cachefs.image import check_image_id
 
@@ -63,27 +61,32 @@ class Store:
         driver: str = "sqlite",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.layout = Layout(cache_dir)
-        self.layout.create()
-        self.limits = limits
-        self.queue = Queue(self.layout)
-        self.failures = Failures(self.layout)
+        self._layout = Layout(cache_dir)
+        self._layout.create()
+        self._limits = limits
+        self._queue = Queue(self._layout)
+        self._failures = Failures(self._layout)
         self._clock = clock
         self._last_now = 0.0
         self._stamps = threading.Lock()
-        self.held = Held(self.layout.held_dir)
         self._evicting: list[Callable[[Entry], None]] = []
         self._evicted: list[Callable[[Entry], None]] = []
-        self.evictions = 0
-        self._lock = DirectoryLock(self.layout.lock_file)
+        self._lock = DirectoryLock(self._layout.lock_file)
         try:
             with self._lock:
-                self.driver: Driver = open_driver(driver, cache_dir)
-                self._room = Room(self.layout, self.driver)
+                self._driver: Driver = open_driver(driver, cache_dir)
+                self._capacity = Capacity(self._layout, self._driver)
+                self.quick = QuickStore(
+                    self._layout,
+                    self._driver,
+                    self._queue,
+                    now=self.now,
+                    open_mended=self._open_mended,
+                )
                 try:
-                    reconcile(self.layout, self.driver, self.queue, self.failures)
+                    reconcile(self._layout, self._driver, self._queue, self._failures)
                 except BaseException:
-                    self.driver.close()
+                    self._driver.close()
                     raise
         except BaseException:
             self._lock.close()
@@ -91,7 +94,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the driver and the lock. Open images and transactions are their owners'."""
-        self.driver.close()
+        self._driver.close()
         self._lock.close()
 
     def now(self) -> float:
@@ -99,6 +102,25 @@ class Store:
         with self._stamps:
             self._last_now = max(self._clock(), self._last_now + 1e-6)
             return self._last_now
+
+    @property
+    def cache_dir(self) -> Path:
+        """The directory."""
+        return self._layout.base
+
+    @property
+    def driver_name(self) -> str:
+        """The driver that runs: ``sqlite`` or ``xattr``."""
+        return self._driver.name
+
+    @property
+    def limits(self) -> Limits:
+        """What the cache may take; new ones hold from the next reservation or :meth:`prune` on."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
 
     def on_evicting(self, listener: Callable[[Entry], None]) -> None:
         """Call *listener*, in the evicting thread and under the lock, for every image about to
@@ -112,62 +134,37 @@ class Store:
 
     # What there is
 
-    def get(self, image_id: str) -> Entry | None:
-        """The record of a cached image (quick)."""
-        return self.driver.get(image_id)
-
     def is_cached(self, image_id: str) -> bool:
-        """Whether the image is cached. Unlike :meth:`get` it looks at the file too, and mends what
-        it finds amiss."""
-        there = find_image(self.layout.base, image_id) is not None
-        if there == (self.driver.get(image_id) is not None):
+        """Whether the image is cached. Unlike :meth:`QuickStore.get` it looks at the file too,
+        and mends what it finds amiss."""
+        there = find_image(self._layout.base, image_id) is not None
+        if there == (self._driver.get(image_id) is not None):
             return there
         with self._lock:
             return self._mend(image_id) is not None
 
-    def totals(self) -> Totals:
-        """Number and bytes of the cached images (quick)."""
-        return self.driver.totals()
+    def entries(self) -> Iterator[Entry]:
+        """The records of all cached images, by ID."""
+        return self._driver.entries()
+
+    def pinned(self) -> list[Entry]:
+        """The records of the pinned images, by ID."""
+        return list(self._driver.pinned())
 
     def usage(self) -> Usage:
         """The room taken, in bytes."""
         with self._lock:
-            return self._room.usage(self.limits)
+            return self._capacity.usage(self._limits)
 
     def is_being_written(self, image_id: str) -> bool:
-        """Whether a living writer, in any process, is caching the image (quick)."""
-        return is_held(self.layout.incomplete(image_id))
+        """Whether a living writer, in any process, is caching the image."""
+        return is_held(self._layout.incomplete(image_id))
 
     def incomplete(self) -> Iterator[tuple[str, os.stat_result]]:
-        """The images being written by anybody, with their files' stat."""
-        for name, status in files_in(self.layout.incomplete_dir):
+        """The images being written by any process, with their files' stat."""
+        for name, status in files_in(self._layout.incomplete_dir):
             if self.is_being_written(name):
                 yield name, status
-
-    # Reading
-
-    def open_image(self, image_id: str) -> OpenImage:
-        """Hold a cached image open for reading; counts no hit (quick). Raises ImageNotFoundError.
-
-        The descriptor shares a lock that every evictor of every process respects.
-        """
-        image = open_cached(self.layout, self.driver, image_id)
-        if image is None and self.driver.get(image_id) is not None:
-            # Just being published or evicted, or amiss: under the lock it is one or the other.
-            with self._lock:
-                self._mend(image_id)
-                image = open_cached(self.layout, self.driver, image_id)
-        if image is None:
-            raise ImageNotFoundError(f"image {image_id!r} is not cached")
-        return image
-
-    def hit(self, image_id: str) -> None:
-        """Count one use now (quick); durable against the death of this process. What goes wrong is
-        logged: no reader fails for a statistic."""
-        try:
-            self.driver.hit(image_id, self.now())
-        except (CacheFSError, OSError) as error:
-            log.warning("could not count a hit of image %r: %s", image_id, error)
 
     # Writing
 
@@ -184,7 +181,7 @@ class Store:
         with self._lock:
             if self._mend(image_id) is not None:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
-            path, map_path = self.layout.incomplete(image_id), self.layout.map(image_id)
+            path, map_path = self._layout.incomplete(image_id), self._layout.map(image_id)
             earlier = abandoned_map(path, map_path, version) if version else None
             try:
                 fd = open_incomplete(path, map_path, keep=earlier is not None)
@@ -204,11 +201,11 @@ class Store:
 
     def abandoned(self) -> list[str]:
         """The incomplete images that can be gone on with and that nobody writes."""
-        names = [name for name, _ in files_in(self.layout.maps_dir)]
+        names = [name for name, _ in files_in(self._layout.maps_dir)]
         return sorted(
             name
             for name in names
-            if self.layout.incomplete(name).exists() and not self.is_being_written(name)
+            if self._layout.incomplete(name).exists() and not self.is_being_written(name)
         )
 
     def reserve(self, path: Path, fd: int, size: int, *, ahead: int = 0) -> int:
@@ -222,9 +219,9 @@ class Store:
             if not is_at(fd, path):
                 raise _taken_away(path.name)
             wanted = size - os.fstat(fd).st_size
-            self._reserve_room(path.name, size, wanted)
+            self._reserve_capacity(path.name, size, wanted)
             if ahead:
-                size += min(ahead, self._room.usage(self.limits, wanted).spare // AHEAD_SHARE)
+                size += min(ahead, self._capacity.usage(self._limits, wanted).spare // AHEAD_SHARE)
             os.ftruncate(fd, size)
             return size
 
@@ -234,16 +231,16 @@ class Store:
         with self._lock:
             if not is_at(fd, path):
                 raise _taken_away(path.name)
-            entry = self.driver.put(entry, path)
+            entry = self._driver.put(entry, path)
             share(fd)
             try:
-                path.rename(self.layout.image(entry.image_id))
+                path.rename(self._layout.image(entry.image_id))
             except OSError:
-                self.driver.remove(entry.image_id)
+                self._driver.remove(entry.image_id)
                 raise
-            self.queue.discard(entry.image_id)
-            self.failures.discard(entry.image_id)
-        sync_directory(self.layout.base)
+            self._queue.discard(entry.image_id)
+            self._failures.discard(entry.image_id)
+        sync_directory(self._layout.base)
         return entry
 
     def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
@@ -251,7 +248,7 @@ class Store:
         reason cannot be written down it is logged: the bytes are a failure by themselves."""
         with self._lock:
             size = path.stat().st_size
-            path.rename(self.layout.invalid(path.name))
+            path.rename(self._layout.invalid(path.name))
             try:
                 self.fail(path.name, error, source=source, size=size)
             except OSError as trouble:
@@ -264,12 +261,51 @@ class Store:
     ) -> None:
         """Remember that the image could not be had, and why; it leaves the queue."""
         reason = str(error) or type(error).__name__
-        self.failures.add(
-            Failure(image_id, reason, errno_of(error), self.now(), size=size, source=source)
-        )
-        self.queue.discard(image_id)
+        self._failures.add(Failure(image_id, reason, self.now(), size=size, source=source))
+        self._queue.discard(image_id)
+
+    def failure(self, image_id: str) -> Failure | None:
+        """Why the image could not be had, or None where it has not failed."""
+        return self._failures.get(image_id)
+
+    def failed_ids(self) -> list[str]:
+        """The images that could not be had, sorted."""
+        return self._failures.ids()
+
+    def forget_failure(self, image_id: str) -> bool:
+        """Forget the failure and remove its bytes; False where there was none."""
+        return self._failures.discard(image_id)
 
     # Queueing
+
+    def queued_ids(self) -> list[str]:
+        """The queued images, higher priority first, then in order of queueing."""
+        return self._queue.ids()
+
+    def queued_since(self, image_id: str) -> float | None:
+        """When the image was queued, in seconds since the epoch; None where it is not queued."""
+        return self._queue.since(image_id)
+
+    def priority(self, image_id: str) -> int:
+        """The priority of a queued image; 0 unless it was set."""
+        return self._queue.priority(image_id)
+
+    def set_priority(self, image_id: str, priority: int) -> bool:
+        """Have a queued image fetched before those of lower priority; durable. False, and nothing
+        is done, where it is not queued."""
+        if image_id not in self._queue:
+            return False
+        self._queue.set_priority(image_id, priority)
+        return True
+
+    def unqueue(self, image_id: str) -> bool:
+        """Take an image out of the queue; False where it was not in it."""
+        return self._queue.discard(image_id)
+
+    def requeue_abandoned(self) -> None:
+        """Queue the images that :meth:`abandoned` lists."""
+        for image_id in self.abandoned():
+            self._queue.add(image_id)
 
     def enqueue(self, image_id: str) -> bool:
         """Queue an image; False where it is queued already. An earlier failure is forgotten.
@@ -282,19 +318,20 @@ class Store:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
             if self.is_being_written(image_id):
                 raise ImageExistsError(f"image {image_id!r} is being cached already")
-            self.failures.discard(image_id)
-            return self.queue.add(image_id)
+            self._failures.discard(image_id)
+            return self._queue.add(image_id)
 
     # Evicting
 
     def pin(self, image_id: str, pinned: bool) -> None:
         """Keep a cached image from eviction, or no longer. Raises ImageNotFoundError."""
         with self._lock:
-            if not self.driver.set_pinned(image_id, pinned):
+            if not self._driver.set_pinned(image_id, pinned):
                 raise ImageNotFoundError(f"image {image_id!r} is not cached")
 
     def evict(self, image_id: str, *, force: bool = False) -> Entry:
-        """Remove a cached image. Whoever has it open reads on; its room is back when they close it.
+        """Remove a cached image. A reader that has it open reads on; its room is back when the
+        file is closed.
 
         Raises ImageNotFoundError, and ImageBusyError for a pinned image unless *force*.
         """
@@ -311,14 +348,14 @@ class Store:
         """Drop the least recently used images until the limits hold again: (images, bytes)
         dropped. What cannot be removed is logged, and the next goes instead."""
         with self._lock:
-            return self._drop_until_fits(self._room.usage(self.limits))
+            return self._drop_until_fits(self._capacity.usage(self._limits))
 
     def clean(self, stall_time: float) -> tuple[int, int]:
         """Remove all failures with their bytes, and what :meth:`clean_stalled` does. Returns the
         numbers (invalid, stalled) removed."""
         with self._lock:
             invalid = [
-                image_id for image_id in self.failures.ids() if self.failures.discard(image_id)
+                image_id for image_id in self._failures.ids() if self._failures.discard(image_id)
             ]
         return len(invalid), self.clean_stalled(stall_time)
 
@@ -327,7 +364,7 @@ class Store:
         seconds."""
         stalled = 0
         with self._lock:
-            for name, status in list(files_in(self.layout.incomplete_dir)):
+            for name, status in list(files_in(self._layout.incomplete_dir)):
                 if status.st_mtime <= self._clock() - stall_time and not self.is_being_written(
                     name
                 ):
@@ -337,22 +374,22 @@ class Store:
 
     # Inside the lock
 
-    def _reserve_room(self, image_id: str, size: int, wanted: int) -> None:
+    def _reserve_capacity(self, image_id: str, size: int, wanted: int) -> None:
         """Have room for *wanted* more bytes of an image of *size* bytes. Nothing is dropped unless
         that will be enough. Raises NoRoomError."""
-        usage = self._room.usage(self.limits, wanted)
+        usage = self._capacity.usage(self._limits, wanted)
         if not usage.over:
             return
         if size > usage.limit:
             raise NoRoomError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
         short = usage
-        for candidate in self._room.candidates(spare=image_id):
+        for candidate in self._capacity.candidates(spare=image_id):
             short = short.without(candidate)
             if not short.over:
                 break
         if not short.over:
             self._drop_until_fits(usage, spare=image_id)
-            short = self._room.usage(self.limits, wanted)
+            short = self._capacity.usage(self._limits, wanted)
             if short.over_limit <= 0:  # what the disk gets back it may take a while to tell
                 return
         raise NoRoomError(
@@ -366,7 +403,7 @@ class Store:
         Measured once, for a filesystem may take its time to give back what was removed."""
         images = size = 0
         stuck: set[Path] = set()  # what could not be removed is recorded anew, and comes again
-        for candidate in self._room.candidates(spare=spare) if usage.over else ():
+        for candidate in self._capacity.candidates(spare=spare) if usage.over else ():
             if candidate.path in stuck:
                 continue
             if not self._drop(candidate):
@@ -380,13 +417,13 @@ class Store:
         return images, size
 
     def _drop(self, candidate: Candidate) -> bool:
-        """Remove a candidate, unless somebody has opened it since it was chosen."""
+        """Remove a candidate, unless a reader has opened it since it was chosen."""
         name = candidate.path.name
         try:
             if candidate.entry is not None:
                 with owned(candidate.path):
                     self._remove(candidate.entry)
-            elif candidate.path.parent == self.layout.incomplete_dir:
+            elif candidate.path.parent == self._layout.incomplete_dir:
                 self._drop_partial(name)
             else:
                 candidate.path.unlink(missing_ok=True)
@@ -398,49 +435,54 @@ class Store:
         return True
 
     def _drop_partial(self, image_id: str) -> None:
-        self.layout.map(image_id).unlink(missing_ok=True)
-        self.layout.incomplete(image_id).unlink(missing_ok=True)
+        self._layout.map(image_id).unlink(missing_ok=True)
+        self._layout.incomplete(image_id).unlink(missing_ok=True)
 
     def _remove(self, entry: Entry) -> None:
         """Record gone first, then the file: a crash between leaves a file that is adopted again."""
-        path = self.layout.image(entry.image_id)
+        path = self._layout.image(entry.image_id)
         check_removable(path)  # or it could not be put back: the xattr driver writes to the file
         for listener in self._evicting:
             listener(entry)
-        self.driver.remove(entry.image_id)
+        self._driver.remove(entry.image_id)
         try:
             path.unlink(missing_ok=True)
         except OSError:
-            self.driver.put(entry, path)  # it takes room still, so it must go on counting
+            self._driver.put(entry, path)  # it takes room still, so it must go on counting
             raise
-        self.evictions += 1
+        self.quick.evictions += 1
         self._tell(entry)
 
     def _tell(self, entry: Entry) -> None:
         for listener in self._evicted:
             listener(entry)
 
+    def _open_mended(self, image_id: str) -> OpenImage | None:
+        with self._lock:
+            self._mend(image_id)
+            return open_cached(self._layout, self._driver, image_id)
+
     def _mend(self, image_id: str) -> Entry | None:
         """The record of a cached image, once file and record agree: a file without a record is
         adopted, a record without a file dropped, an image of another length than recorded is
         invalid."""
-        path, entry = self.layout.image(image_id), self.driver.get(image_id)
-        found = find_image(self.layout.base, image_id)
+        path, entry = self._layout.image(image_id), self._driver.get(image_id)
+        found = find_image(self._layout.base, image_id)
         if found is None and entry is not None:
             log.warning("cached image %r has lost its file", image_id)
-            self.driver.remove(image_id)
+            self._driver.remove(image_id)
             self._tell(entry)
             return None
         if found is not None and entry is None:
             when = found.st_mtime
             entry = Entry(image_id, found.st_size, last_accessed=when, last_modified=when)
-            return self.driver.put(entry, path)
+            return self._driver.put(entry, path)
         if found is not None and entry is not None and found.st_size != entry.size:
             error = CacheFSError(
                 f"the file has {found.st_size} bytes, its record says {entry.size}"
             )
             log.error("cached image %r is damaged, dropping it: %s", image_id, error)
-            self.driver.remove(image_id)
+            self._driver.remove(image_id)
             self.reject(path, error, entry.source)
             self._tell(entry)
             return None

@@ -93,13 +93,13 @@ class Transaction:
 
     def reserve(self, size: int) -> None:
         """Have room for *size* bytes; more may come, or fewer. Raises NoRoomError, and
-        ImageBusyError when somebody has taken the file away."""
+        ImageBusyError when another process has taken the file away."""
         if size > self._reserved:
             self._reserved = self._owner.reserve(self.path, self.fd, size)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append *data*. Raises NoRoomError when the image outgrows the cache, ImageBusyError when
-        somebody has taken the file away, OSError as write(2)."""
+        another process has taken the file away, OSError as write(2)."""
         view = memoryview(data).cast("B")
         end = self._written + len(view)
         if self.size is not None and end > self.size:
@@ -127,8 +127,8 @@ class Transaction:
 
         Returns the record. After an error the transaction is still open, and nothing is published
         (but for an fsync of the directory that failed: then it is, perhaps not durably). Raises
-        SourceError when fewer bytes were appended than promised, ImageBusyError when somebody has
-        taken the file away.
+        SourceError when fewer bytes were appended than promised, ImageBusyError when
+        another process has taken the file away.
         """
         size = self.size if self.size is not None else self._written
         if 0 < self._written < size:
@@ -159,7 +159,7 @@ class Transaction:
         """Throw the bytes away. Nothing happens to a transaction that has ended."""
         if self._open:
             try:
-                if is_at(self.fd, self.path):  # else it was taken away, and is somebody else's now
+                if is_at(self.fd, self.path):  # else it was taken away, and is another writer's now
                     self._remove_map()
                     self.path.unlink()
             finally:

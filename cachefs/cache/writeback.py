@@ -24,7 +24,7 @@ _sync_file_range = _find()
 
 def begin_writeback(fd: int, offset: int, count: int) -> None:
     """Start writing *count* bytes from *offset* to the disk. Makes nothing durable, and fails
-    silently: whoever wants to know syncs (errors stay for fsync(2) to tell). May block a little
-    while the disk's queue is full."""
+    silently: errors stay for fsync(2) to tell. May block a little while the disk's queue is
+    full."""
     if count and _sync_file_range is not None:
         _sync_file_range(fd, offset, count, _WRITE)

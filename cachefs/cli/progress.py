@@ -62,7 +62,7 @@ def look(control: Control, image_id: str) -> Step:
     """Where the image is now."""
     record = control.find(image_id)
     if record is None:
-        return Step(image_id, State.ABSENT, error="is no longer queued; somebody removed it")
+        return Step(image_id, State.ABSENT, error="is no longer queued; another process removed it")
     size, progress, error = (record.get(name) for name in ("size", "progress", "error"))
     return Step(
         image_id,
@@ -85,7 +85,7 @@ def wait(
     Failures are told on stderr, a line each. KeyboardInterrupt leaves everything queued.
     """
     console = console or Console(stderr=True)
-    display: Display = Bars(console) if console.is_terminal else Lines()
+    display: Display = ProgressBars(console) if console.is_terminal else PlainProgress()
     failed: list[Step] = []
     waiting = dict.fromkeys(image_ids, 0)
     try:
@@ -114,14 +114,14 @@ def wait(
     return not failed
 
 
-class Lines:
+class PlainProgress:
     """A line at each change of state, on stdout: for logs and pipes."""
 
     def __init__(self) -> None:
         self._last: dict[str, State] = {}
 
     def show(self, step: Step) -> None:
-        """Tell of a change; failures are left to whoever counts them."""
+        """Tell of a change; failures are left to the caller."""
         if self._last.get(step.image_id) is step.state:
             return
         self._last[step.image_id] = step.state
@@ -135,7 +135,7 @@ class Lines:
         """Nothing to put back."""
 
 
-class Bars:
+class ProgressBars:
     """A bar for each image, with bytes, speed and time left."""
 
     def __init__(self, console: Console) -> None:

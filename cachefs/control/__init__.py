@@ -4,7 +4,7 @@
 :mod:`~cachefs.control.records` are the two kinds there are; :mod:`~cachefs.control.operator` is
 what they act on."""
 
-from cachefs.control.operator import Operator, Worker
+from cachefs.control.operator import Operator, TransportStatus, WorkerStatus
 from cachefs.control.table import TABLE, build
 
-__all__ = ["TABLE", "Operator", "Worker", "build"]
+__all__ = ["TABLE", "Operator", "TransportStatus", "WorkerStatus", "build"]

@@ -1,28 +1,26 @@
 """What control files act on: the cache, the fetcher and the evictor, seen as an operator sees them.
 
-Methods block and run in threads started by trio; what belongs to the event loop is asked of it.
+Methods block and run in threads started by :func:`trio.to_thread.run_sync`; what belongs to the
+event loop is asked of it by :class:`~cachefs.fetcher.FetcherPortal` alone.
 """
 
 import contextlib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-
-import trio
 
 from cachefs.cache import Store
 from cachefs.config import Amount
 from cachefs.drivers import Entry
 from cachefs.errors import ImageExistsError, ImageNotFoundError, InvalidValueError
 from cachefs.evictor import Evictor
-from cachefs.fetcher import Fetcher
+from cachefs.fetcher import FetcherPortal
 from cachefs.image import ImageRecord, State
 from cachefs.vfs.images import Images
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class WorkerStatus:
     """The process that answers requests: *started* in seconds, *restarts* since the mount was made;
     *supervisor* is the process that holds the mount and replaces this one."""
 
@@ -33,7 +31,7 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class Transport:
+class TransportStatus:
     """How requests come: see ``status`` in the control directory."""
 
     mode: str
@@ -42,18 +40,20 @@ class Transport:
 
 
 class Operator:
-    """The operator's view of one daemon."""
+    """The operator's view of one daemon. Every method runs in a thread that trio has started;
+    *quick* is the part of the cache that a listing reads in the event loop."""
 
     def __init__(
         self,
         store: Store,
-        fetcher: Fetcher,
+        fetcher: FetcherPortal,
         evictor: Evictor,
         images: Images,
         *,
-        worker: Worker,
-        transport: Transport,
+        worker: WorkerStatus,
+        transport: TransportStatus,
     ) -> None:
+        self.quick = store.quick
         self._store = store
         self._fetcher = fetcher
         self._evictor = evictor
@@ -66,14 +66,11 @@ class Operator:
 
     def queued(self) -> list[str]:
         """Queued IDs in queue order, without those whose fetch has begun."""
-        under_way = self._fetcher.under_way()
-        return [image_id for image_id in self._store.queue.ids() if image_id not in under_way]
+        return self._queued(self._fetcher.under_way())
 
     def enqueue(self, image_id: str) -> None:
         """Queue an image. Raises ImageExistsError when it is cached or being fetched."""
-        if self._fetcher.is_under_way(image_id):
-            raise ImageExistsError(f"image {image_id!r} is being fetched already")
-        self._fetcher.forget_answer(image_id)
+        self._fetcher.image_wanted(image_id)
         self._store.enqueue(image_id)
         self._fetcher.wake()
 
@@ -84,12 +81,12 @@ class Operator:
 
     def unqueue(self, image_id: str) -> None:
         """Take an image out of the queue. Raises ImageNotFoundError."""
-        if not self._store.queue.discard(image_id):
+        if not self._store.unqueue(image_id):
             raise ImageNotFoundError(f"image {image_id!r} is not queued")
 
     def queue_record(self, image_id: str) -> ImageRecord | None:
         """A queued image's record; its *last_modified* is when it was queued."""
-        since = self._store.queue.since(image_id)
+        since = self._store.queued_since(image_id)
         if since is None or self._fetcher.is_under_way(image_id):
             return None
         return ImageRecord(
@@ -97,47 +94,43 @@ class Operator:
             0,
             last_modified=since,
             state=State.QUEUED,
-            source=self._fetcher.source.url,
-            priority=self._store.queue.priority(image_id),
+            source=self._fetcher.source_url,
+            priority=self._store.priority(image_id),
         )
 
     def set_priority(self, image_id: str, text: str) -> None:
         """Have a queued image fetched before those of lower priority. Raises InvalidValueError."""
         if not re.fullmatch(r"[+-]?[0-9]{1,6}", text):
             raise InvalidValueError(f"{text[:40]!r} is not a priority, a whole number")
-        if image_id in self._store.queue:
-            self._store.queue.set_priority(image_id, int(text))
+        self._store.set_priority(image_id, int(text))
 
     # Fetches
 
     def incomplete(self) -> list[str]:
         """The images being fetched here, and those that another process is caching."""
-        return sorted({*self._fetcher.under_way(), *(name for name, _ in self._store.incomplete())})
+        return self._incomplete(self._fetcher.under_way())
 
     def cancel(self, image_id: str) -> None:
         """Cancel a fetch; it has ended when this returns. Raises ImageNotFoundError."""
-        trio.from_thread.run(self._fetcher.cancel, image_id)
+        self._fetcher.cancel(image_id)
 
     def incomplete_record(self, image_id: str) -> ImageRecord | None:
         """The record of an image being fetched, with its progress in bytes; after a failure that is
         being tried again, with its reason."""
-        failure = self._store.failures.get(image_id)
+        failure = self._store.failure(image_id)
         error = failure.error if failure else None
-        flight = self._fetcher.flights.get(image_id)
-        if flight is not None:
-            progress = flight.progress()
+        progress = self._fetcher.progress(image_id)
+        if progress is not None:
             return ImageRecord(
                 image_id,
                 progress.size,
-                hits=flight.opens,
+                hits=progress.opens,
                 state=State.INCOMPLETE,
-                source=flight.image.source,
-                checksum=str(flight.image.digest) if flight.image.digest else None,
+                source=progress.source,
+                checksum=str(progress.digest) if progress.digest else None,
                 progress=progress.arrived,
                 error=error,
             )
-        if self._fetcher.is_under_way(image_id):  # between two tries
-            return ImageRecord(image_id, 0, state=State.INCOMPLETE, progress=0, error=error)
         for name, status in self._store.incomplete():
             if name == image_id:
                 return ImageRecord(
@@ -153,19 +146,17 @@ class Operator:
 
     def invalid(self) -> list[str]:
         """The images that could not be had, without those that are being tried again."""
-        failed = self._store.failures.ids()
-        under_way = self._fetcher.under_way()
-        return [image_id for image_id in failed if image_id not in under_way]
+        return self._invalid(self._fetcher.under_way())
 
     def forget_failure(self, image_id: str) -> None:
         """Forget a failure and its bytes. Raises ImageNotFoundError, also while it is being tried
         again."""
-        if self._fetcher.is_under_way(image_id) or not self._store.failures.discard(image_id):
+        if self._fetcher.is_under_way(image_id) or not self._store.forget_failure(image_id):
             raise ImageNotFoundError(f"image {image_id!r} is not invalid")
 
     def invalid_record(self, image_id: str) -> ImageRecord | None:
         """The record of a failure, with its reason."""
-        failure = self._store.failures.get(image_id)
+        failure = self._store.failure(image_id)
         if failure is None or self._fetcher.is_under_way(image_id):
             return None
         return ImageRecord(
@@ -179,13 +170,9 @@ class Operator:
 
     # Cached images
 
-    def cached_page(self, position: int, limit: int) -> Iterable[Entry]:
-        """Cached images whose number is above *position*."""
-        return self._store.driver.entries_after(position, limit)
-
     def cached_record(self, image_id: str) -> ImageRecord | None:
         """The record of a cached image."""
-        entry = self._store.get(image_id)
+        entry = self._store.quick.get(image_id)
         return cached_record(entry) if entry else None
 
     def evict(self, image_id: str) -> None:
@@ -194,11 +181,11 @@ class Operator:
 
     def pinned(self) -> list[str]:
         """The pinned images."""
-        return [entry.image_id for entry in self._store.driver.pinned()]
+        return [entry.image_id for entry in self._store.pinned()]
 
     def pinned_record(self, image_id: str) -> ImageRecord | None:
         """The record of a pinned image."""
-        entry = self._store.get(image_id)
+        entry = self._store.quick.get(image_id)
         return cached_record(entry) if entry and entry.pinned else None
 
     def pin(self, image_id: str) -> None:
@@ -264,11 +251,12 @@ class Operator:
 
     def size(self) -> int:
         """Bytes cached."""
-        return self._store.totals().size
+        return self._store.quick.totals().size
 
     def status(self) -> dict[str, object]:
         """The document of ``control/status``; sizes in bytes."""
-        totals, usage = self._store.totals(), self._store.usage()
+        under_way = self._fetcher.under_way()
+        totals, usage = self._store.quick.totals(), self._store.usage()
         return {
             "size": totals.size,
             "max_size": usage.limit,
@@ -277,12 +265,12 @@ class Operator:
             "images": totals.images,
             "hits": self._images.hits,
             "misses": self._images.misses,
-            "evictions": self._store.evictions,
-            "queued": len(self.queued()),
-            "fetching": len(self.incomplete()),
-            "invalid": len(self.invalid()),
-            "driver": self._store.driver.name,
-            "cache_dir": str(self._store.layout.base),
+            "evictions": self._store.quick.evictions,
+            "queued": len(self._queued(under_way)),
+            "fetching": len(self._incomplete(under_way)),
+            "invalid": len(self._invalid(under_way)),
+            "driver": self._store.driver_name,
+            "cache_dir": str(self._store.cache_dir),
             "sources": [
                 {"url": url, "healthy": health.healthy, "error": health.error}
                 for url, health in self._fetcher.sources()
@@ -290,6 +278,17 @@ class Operator:
             "transport": asdict(self._transport),
             "worker": asdict(self._worker),
         }
+
+    # Inside
+
+    def _queued(self, under_way: set[str]) -> list[str]:
+        return [image_id for image_id in self._store.queued_ids() if image_id not in under_way]
+
+    def _incomplete(self, under_way: set[str]) -> list[str]:
+        return sorted({*under_way, *(name for name, _ in self._store.incomplete())})
+
+    def _invalid(self, under_way: set[str]) -> list[str]:
+        return [image_id for image_id in self._store.failed_ids() if image_id not in under_way]
 
 
 def cached_record(entry: Entry) -> ImageRecord:

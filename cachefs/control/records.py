@@ -4,11 +4,12 @@ A directory is declared (:class:`Records`) in :mod:`cachefs.control.table`. Maki
 removing one are the operator's verbs; that the file is there is a matter of the image's state."""
 
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
+from cachefs.cache import QuickStore
 from cachefs.control.files import decode
 from cachefs.control.operator import Operator
 from cachefs.drivers import Entry
@@ -35,13 +36,14 @@ from cachefs.vfs.nodes import (
 class Records:
     """A directory of records. *record* finds an image's, None where it is not in this state; *ids*
     lists them, or *page* does, by driver's number, where there may be very many; *create* and
-    *remove* are what ``touch ID`` and ``rm ID`` do, *store* takes what is written to one."""
+    *remove* are what ``touch ID`` and ``rm ID`` do, *store* takes what is written to one. All
+    run in threads but *page*, which runs in the event loop."""
 
     name: str
     doc: str
     record: Callable[[Operator, str], ImageRecord | None]
     ids: Callable[[Operator], list[str]] | None = None
-    page: Callable[[Operator, int, int], Iterable[Entry]] | None = None
+    page: Callable[[QuickStore, int, int], list[Entry]] | None = None
     create: Callable[[Operator, str], None] | None = None
     remove: Callable[[Operator, str], None] | None = None
     store: Callable[[Operator, str, str], None] | None = None
@@ -211,5 +213,5 @@ class PagedListing(SnapshotListing):
         assert directory.declared.page is not None
         return [
             Listed(entry.image_id, directory.node(entry.image_id).attributes(), entry.inode)
-            for entry in directory.declared.page(directory.operator, position, limit)
+            for entry in directory.declared.page(directory.operator.quick, position, limit)
         ]

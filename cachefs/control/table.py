@@ -5,6 +5,7 @@ through the tests of all entries follow from it."""
 
 import json
 
+from cachefs.cache import QuickStore
 from cachefs.config import Amount, parse_seconds
 from cachefs.control.files import ControlFile, Lines, Text
 from cachefs.control.operator import Operator
@@ -48,7 +49,7 @@ TABLE: tuple[Declaration, ...] = (
     Records(
         "cached",
         "Complete, verified images.",
-        page=Operator.cached_page,
+        page=QuickStore.page,
         record=Operator.cached_record,
         remove=Operator.evict,
         syntax="`cat ID` shows the record, `rm ID` evicts (EBUSY if pinned)",

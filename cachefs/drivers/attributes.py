@@ -1,7 +1,7 @@
 """An image's record as extended attributes of its file: names, formats, reading and writing.
 
-Owns the formats, and takes whatever it finds: anybody may write an attribute, so one that makes no
-sense counts as missing. Knows nothing of directories and indexes.
+Owns the formats, and takes whatever it finds: any process may write an attribute, so one that
+makes no sense counts as missing. Knows nothing of directories and indexes.
 """
 
 import errno
@@ -144,7 +144,7 @@ def to_ns(seconds: float) -> int:
 
 def _unchanged(read: Callable[[], T]) -> T:
     """The result of a call of :mod:`xattr`, which asks for the size first and is told ERANGE where
-    somebody has written more by the time it asks for the bytes (getxattr(2))."""
+    another process has written more by the time it asks for the bytes (getxattr(2))."""
     while True:
         try:
             return read()

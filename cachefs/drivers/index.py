@@ -5,7 +5,7 @@ errors. Knows neither Glance's table nor files: the sqlite driver keeps this tab
 Glance's, the xattr driver in memory as a view of the files.
 
 INVARIANT: ``cachefs_totals`` is the count and the sum of ``cachefs_images``. Triggers keep it, so
-that it holds whoever writes, a real Glance through its own connection too.
+that it holds whichever process writes, a real Glance through its own connection too.
 """
 
 import sqlite3

@@ -1,4 +1,4 @@
-"""Noticing which names change in a directory, whoever changes them.
+"""Noticing which names change in a directory, whichever process changes them.
 
 Owns an inotify instance (``linux/inotify.h``; the standard library has no binding). Knows nothing
 of images. A directory's mtime says only that something changed, our own rename included, and in

@@ -3,7 +3,8 @@
 Owns the attributes in :mod:`cachefs.drivers.attributes` and the atime of the images, and
 ``.cachefs/inodes`` and ``.cachefs/changed/``. The files are the truth, and what is said of one
 image is read from its file. Which image comes next, and how many there are, is answered by a table
-in memory: a view of the files, made at start and kept current by inotify, whoever changes them.
+in memory: a view of the files, made at start and kept current by inotify, whichever process
+changes them.
 """
 
 import errno

@@ -2,6 +2,7 @@
 
 from cachefs.fetcher.fetcher import Fetcher
 from cachefs.fetcher.flight import Flight, Progress
-from cachefs.fetcher.transfer import Settings
+from cachefs.fetcher.portal import FetcherPortal
+from cachefs.fetcher.transfer import FetchSettings
 
-__all__ = ["Fetcher", "Flight", "Progress", "Settings"]
+__all__ = ["FetchSettings", "Fetcher", "FetcherPortal", "Flight", "Progress"]

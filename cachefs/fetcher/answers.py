@@ -1,4 +1,4 @@
-"""Questions to the source: one for all who ask at the same time, and a short memory for noes.
+"""Questions to the source: one for all who ask at the same time, and a negative cache.
 
 A file manager or a shell's completion asks for the same missing names again and again; the origin
 hears of each but once in a while.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from cachefs.errors import CacheFSError, ImageNotFoundError, SourceRefusedError
+from cachefs.fetcher.concurrency import without_traceback
 from cachefs.fetcher.retry import is_passing
 from cachefs.sources import Source, SourceImage
 
@@ -19,14 +20,14 @@ log = logging.getLogger(__name__)
 MAX_QUESTIONS = 16
 """Questions under way at once, each in a thread."""
 
-NO_FOR = 5.0
+NEGATIVE_TTL = 5.0
 """Seconds for which "there is no such image" and "not for you" are believed."""
 
-TROUBLE_FOR = 1.0
+FAILURE_TTL = 1.0
 """Seconds for which a source that failed is not asked for the same image again."""
 
-MAX_NOES = 10_000
-"""How many noes are remembered; the oldest are forgotten first."""
+MAX_NEGATIVE = 10_000
+"""How many negative answers are remembered; the oldest are forgotten first."""
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class _Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _No:
+class _NegativeAnswer:
     error: CacheFSError
     until: float
 
@@ -56,16 +57,16 @@ class Answers:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._questions: dict[str, _Question] = {}
-        self._noes: OrderedDict[str, _No] = OrderedDict()
+        self._negative: OrderedDict[str, _NegativeAnswer] = OrderedDict()
         self._limiter = trio.CapacityLimiter(MAX_QUESTIONS)
         self.health = Health()
 
     async def ask(self, nursery: trio.Nursery, image_id: str) -> SourceImage:
         """The source's description of an image. The question itself runs in *nursery*: cancellation
         ends the waiting, not what others wait for. Raises as :meth:`Source.stat`."""
-        no = self._noes.get(image_id)
-        if no is not None and trio.current_time() < no.until:
-            raise again(no.error)
+        negative = self._negative.get(image_id)
+        if negative is not None and trio.current_time() < negative.until:
+            raise without_traceback(negative.error)
         question = self._questions.get(image_id)
         if question is None:
             question = self._questions[image_id] = _Question()
@@ -73,12 +74,12 @@ class Answers:
         await question.answered.wait()
         if question.answer is None:
             assert question.error is not None
-            raise again(question.error)
+            raise without_traceback(question.error)
         return question.answer
 
     def forget(self, image_id: str) -> None:
         """Ask the source next time, whatever it said."""
-        self._noes.pop(image_id, None)
+        self._negative.pop(image_id, None)
 
     def note(self, error: CacheFSError) -> None:
         """A fetch failed by *error*: that tells of the source's health too."""
@@ -92,7 +93,7 @@ class Answers:
             )
             self.health = Health()
         except CacheFSError as error:
-            question.error = again(error)
+            question.error = without_traceback(error)
             self._remember(image_id, error)
         except Exception as error:
             log.exception("asking for %r met an error that nobody foresaw", image_id)
@@ -106,14 +107,8 @@ class Answers:
     def _remember(self, image_id: str, error: CacheFSError) -> None:
         final = isinstance(error, ImageNotFoundError | SourceRefusedError)
         self.health = Health() if final else Health(False, str(error))
-        until = trio.current_time() + (NO_FOR if final else TROUBLE_FOR)
-        self._noes[image_id] = _No(again(error), until)
-        self._noes.move_to_end(image_id)
-        while len(self._noes) > MAX_NOES:
-            self._noes.popitem(last=False)
-
-
-def again(error: CacheFSError) -> CacheFSError:
-    """*error* for one more task to raise, or to remember: an exception keeps the traceback, and so
-    the frames and all they hold, of whoever raised it."""
-    return type(error)(*error.args)
+        until = trio.current_time() + (NEGATIVE_TTL if final else FAILURE_TTL)
+        self._negative[image_id] = _NegativeAnswer(without_traceback(error), until)
+        self._negative.move_to_end(image_id)
+        while len(self._negative) > MAX_NEGATIVE:
+            self._negative.popitem(last=False)

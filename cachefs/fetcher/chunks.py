@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cachefs.cache import CHUNK
 
 READ_AHEAD = 64 * 2**20
-"""Bytes that the background fill gets next where somebody reads on in order, before it goes back to
+"""Bytes that the background fill gets next where a reader reads on in order, before it goes back to
 the first gap."""
 
 _MISSING, _CLAIMED, _HAVE = 0, 1, 2
@@ -71,7 +71,7 @@ class ChunkMap:
 
     def completes(self, start: int, stop: int) -> bool:
         """Whether all has arrived, and [*start*, *stop*) has some of the chunk that came last:
-        whoever has read everything has read that too. All are last that were here from the
+        a reader that has read everything has read that too. All are last that were here from the
         start."""
         if not self.complete or start >= min(stop, self.size):
             return False
@@ -132,7 +132,7 @@ class ChunkMap:
             self._prefix += 1
 
     def release(self, span: Span) -> None:
-        """Whoever got *span* has stopped: what has not arrived is to be asked for again."""
+        """The worker that got *span* has stopped: what has not arrived is to be asked for again."""
         for number in range(span.start // self.chunk, -(-span.stop // self.chunk)):
             if self._states[number] == _CLAIMED:
                 self._states[number] = _MISSING

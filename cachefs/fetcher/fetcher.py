@@ -3,7 +3,6 @@
 Owns the nursery that flights run in. Nobody else starts a fetch, and no exception leaves
 :meth:`run` but a cancellation."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -19,11 +18,10 @@ from cachefs.errors import (
     ImageNotFoundError,
 )
 from cachefs.fetcher.answers import Answers, Health
-from cachefs.fetcher.bandwidth import Bandwidth
-from cachefs.fetcher.flight import Flight, note_failure
-from cachefs.fetcher.precedence import Precedence
+from cachefs.fetcher.flight import Flight, FlightState, Progress, note_failure
 from cachefs.fetcher.retry import is_passing, pauses
-from cachefs.fetcher.transfer import Settings, Traffic
+from cachefs.fetcher.traffic import Bandwidth, Precedence, Traffic
+from cachefs.fetcher.transfer import FetchSettings
 from cachefs.sources import Source, SourceImage, members
 
 log = logging.getLogger(__name__)
@@ -34,14 +32,14 @@ POLL = 0.5
 
 class Fetcher:
     """Fetches images from *source* into *store*; *bandwidth* and *prefetch_bandwidth* limit all
-    fetches, and those that nobody reads. All methods are for the event loop of :meth:`run`, except
-    :meth:`wake`, which any thread may call."""
+    fetches, and those that nobody reads. All methods are for the event loop of :meth:`run`; threads
+    have :class:`~cachefs.fetcher.portal.FetcherPortal`."""
 
     def __init__(
         self,
         store: Store,
         source: Source,
-        settings: Settings,
+        settings: FetchSettings,
         *,
         bandwidth: int | None = None,
         prefetch_bandwidth: int | None = None,
@@ -59,13 +57,11 @@ class Fetcher:
         self._second_tries: dict[str, trio.CancelScope] = {}
         self._prefetching: set[str] = set()
         self._nursery: trio.Nursery | None = None
-        self._token: trio.lowlevel.TrioToken | None = None
         self._woken = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take up what an earlier daemon left unfinished, and work off the queue, until cancelled;
         then every flight ends, and what it has got is kept for the next daemon."""
-        self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -77,10 +73,8 @@ class Fetcher:
         self._listeners.append(listener)
 
     def wake(self) -> None:
-        """Look at the queue now; for any thread."""
-        if self._token is not None:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._wake_up, idempotent=True)
+        """Look at the queue now."""
+        self._woken.set()
 
     async def stat(self, image_id: str) -> SourceImage:
         """Ask the source for an image, once for all who ask at the same time; a no is believed for
@@ -107,8 +101,18 @@ class Fetcher:
         """The images of which :meth:`is_under_way` is true."""
         return {*self.flights, *self._second_tries}
 
-    def forget_answer(self, image_id: str) -> None:
-        """Somebody wants the image now, so a no from before does not count."""
+    def progress(self, image_id: str) -> Progress | None:
+        """How far the fetch of an image is; None where it is not under way."""
+        flight = self.flights.get(image_id)
+        if flight is not None:
+            return flight.progress()
+        return Progress(FlightState.STARTING) if image_id in self._second_tries else None
+
+    def image_wanted(self, image_id: str) -> None:
+        """The image is about to be queued, so a negative answer from before does not count. Raises
+        ImageExistsError where it is under way already."""
+        if self.is_under_way(image_id):
+            raise ImageExistsError(f"image {image_id!r} is being fetched already")
         self._answers.forget(image_id)
 
     def sources(self) -> list[tuple[str, Health]]:
@@ -121,7 +125,7 @@ class Fetcher:
         flight, second_try = self.flights.get(image_id), self._second_tries.get(image_id)
         if flight is None and second_try is None:
             raise ImageNotFoundError(f"image {image_id!r} is not being fetched")
-        self._store.queue.discard(image_id)
+        self._store.quick.unqueue(image_id)
         if second_try is not None:
             second_try.cancel()
         if flight is not None:
@@ -129,9 +133,6 @@ class Fetcher:
             await flight.finished.wait()
 
     # Inside
-
-    def _wake_up(self) -> None:
-        self._woken.set()
 
     @property
     def _running(self) -> trio.Nursery:
@@ -151,7 +152,7 @@ class Fetcher:
         if entry is not None:
             log.info("cached %r: %d bytes, %s", image_id, entry.size, entry.checksum)
         elif isinstance(flight.error, ImageExistsError):  # another process was faster
-            self._store.queue.discard(image_id)
+            self._store.quick.unqueue(image_id)
         elif flight.error is not None:
             self._answers.note(flight.error)
         for listener in self._listeners:
@@ -181,18 +182,13 @@ class Fetcher:
     async def _requeue_partial(self) -> None:
         """Queue what is incomplete on disk and nobody's: its bytes are of use only when it is
         done."""
-
-        def requeue() -> None:
-            for image_id in self._store.abandoned():
-                self._store.queue.add(image_id)
-
-        await trio.to_thread.run_sync(requeue, limiter=self._disk)
+        await trio.to_thread.run_sync(self._store.requeue_abandoned, limiter=self._disk)
 
     async def _watch_queue(self) -> None:
         while True:
             self._woken = trio.Event()
             if len(self._prefetching) < self._settings.fetches:
-                waiting = await trio.to_thread.run_sync(self._store.queue.ids, limiter=self._disk)
+                waiting = await trio.to_thread.run_sync(self._store.queued_ids, limiter=self._disk)
                 for image_id in waiting:
                     if len(self._prefetching) >= self._settings.fetches:
                         break
@@ -213,20 +209,20 @@ class Fetcher:
             self._woken.set()
 
     async def _fetch(self, image_id: str, *, queued: bool = False) -> Flight | None:
-        """Ask for an image, with patience, and fetch it to the end; its flight, or None."""
+        """Ask for an image, with retries, and fetch it to the end; its flight, or None."""
         try:
-            image = await self._stat_patiently(image_id)
+            image = await self._stat_with_retries(image_id)
         except CacheFSError as error:
-            if not queued or image_id in self._store.queue:
+            if not queued or self._store.quick.is_queued(image_id):
                 await note_failure(self._store, image_id, error, self.source.url, self._disk)
             return None
-        if queued and image_id not in self._store.queue:  # taken out meanwhile
+        if queued and not self._store.quick.is_queued(image_id):  # taken out meanwhile
             return None
         flight = self.start(image)
         await flight.finished.wait()
         return flight
 
-    async def _stat_patiently(self, image_id: str) -> SourceImage:
+    async def _stat_with_retries(self, image_id: str) -> SourceImage:
         for pause in pauses(self._settings.tries):
             try:
                 return await self.stat(image_id)

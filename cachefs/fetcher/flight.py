@@ -1,4 +1,4 @@
-"""One image on its way into the cache: the only fetch of it, whoever wants it.
+"""One image on its way into the cache: the only fetch of it, however many want it.
 
 States, all owned by the event loop:
 
@@ -35,10 +35,11 @@ from cachefs.errors import (
     NoRoomError,
     SourceError,
 )
-from cachefs.fetcher.answers import again
+from cachefs.fetcher.concurrency import gather, without_traceback
 from cachefs.fetcher.retry import is_passing
-from cachefs.fetcher.together import together
-from cachefs.fetcher.transfer import Settings, Traffic, Transfer
+from cachefs.fetcher.traffic import Traffic
+from cachefs.fetcher.transfer import FetchSettings, Transfer
+from cachefs.image import Digest
 from cachefs.sources import Source, SourceImage
 
 log = logging.getLogger(__name__)
@@ -64,11 +65,15 @@ class FlightState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a flight is, in bytes."""
+    """How far the fetch of an image is: *arrived* of *size* bytes, both 0 while the source has not
+    been asked once more. *opens* are those since it began."""
 
     state: FlightState
-    size: int
-    arrived: int
+    size: int = 0
+    arrived: int = 0
+    opens: int = 0
+    source: str | None = None
+    digest: Digest | None = None
 
 
 class Flight:
@@ -80,7 +85,7 @@ class Flight:
         store: Store,
         source: Source,
         image: SourceImage,
-        settings: Settings,
+        settings: FetchSettings,
         traffic: Traffic,
     ) -> None:
         self.image = image
@@ -106,7 +111,9 @@ class Flight:
 
     def progress(self) -> Progress:
         """How far it is."""
-        return Progress(self.state, self.image.size, self._transfer.map.arrived_bytes)
+        image = self.image
+        arrived = self._transfer.map.arrived_bytes
+        return Progress(self.state, image.size, arrived, self.opens, image.source, image.digest)
 
     def add_reader(self) -> None:
         """The image is open: the file stays open until :meth:`drop_reader`."""
@@ -119,14 +126,14 @@ class Flight:
         self._readers -= 1
         self._go_ahead()
         self._close_if_unused()
-        wanted = self._settings.keep or self.image.image_id in self._store.queue
+        wanted = self._settings.keep or self._store.quick.is_queued(self.image.image_id)
         if self._readers == 0 and not wanted and not self.finished.is_set():
             self.cancel(CacheFSError(f"nobody reads {self.image.image_id!r} any more"))
 
     def count_hit(self) -> None:
-        """Somebody has opened the image; recorded when it is published."""
+        """The image was opened once more; recorded when it is published."""
         if self._recorded:
-            self._store.hit(self.image.image_id)
+            self._store.quick.hit(self.image.image_id)
         else:
             self.opens += 1
 
@@ -134,14 +141,14 @@ class Flight:
         """Return once there is a file to read from; raises why there is none (no room, say)."""
         await self.begun.wait()
         if self.error is not None:
-            raise again(self.error)
+            raise without_traceback(self.error)
 
     async def wait(self, start: int, stop: int) -> None:
         """Return once the bytes [*start*, *stop*) can be read from :attr:`fd`; raises why they
         cannot. Cancellation only ends the waiting."""
         while not self.has(start, stop):
             if self.error is not None:
-                raise again(self.error)
+                raise without_traceback(self.error)
             if self.fd >= 0 and self._transfer.map.demand(start, stop):
                 self._transfer.changed.unpark_all()  # workers go; readers look, and wait again
             await self._transfer.changed.park()
@@ -209,7 +216,9 @@ class Flight:
         try:
             return await self._fetch(transaction)
         except ChecksumError as error:
-            how = partial(Transaction.reject, error=again(error), source=self.image.source)
+            how = partial(
+                Transaction.reject, error=without_traceback(error), source=self.image.source
+            )
             raise
         except Exception as error:
             how = Transaction.keep if is_passing(error) else Transaction.abort
@@ -238,7 +247,7 @@ class Flight:
         self._become(FlightState.FILLING)
         self.begun.set()
         hasher = Hasher(self.image.digest, "sha256")
-        await together(
+        await gather(
             lambda: self._hash(hasher),
             lambda: self._transfer.run(transaction.fd, chunks),
         )
@@ -263,7 +272,7 @@ class Flight:
         with contextlib.suppress(BlockingIOError):  # evicted at this very moment
             share(self.fd)  # readers hold it from here on as they would a cached image
         for _ in range(self.opens - counted):  # opened while the commit ran
-            self._store.hit(self.image.image_id)
+            self._store.quick.hit(self.image.image_id)
         self._recorded = True  # nothing is awaited in between: no hit is lost
         return entry
 
@@ -286,7 +295,7 @@ class Flight:
             await note_failure(
                 self._store, self.image.image_id, error, self.image.source, self._traffic.disk
             )
-        self.error = again(error)  # without its frames, which may hold a connection
+        self.error = without_traceback(error)  # without its frames, which may hold a connection
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The result of *work*, which may wait for the disk; not cancellable once it has begun."""
@@ -297,7 +306,7 @@ class Flight:
         self._transfer.changed.unpark_all()
 
     def _go_ahead(self) -> None:
-        """Count among those that go first exactly while somebody reads it and it is not done."""
+        """Count among those that go first exactly while it has a reader and is not done."""
         ahead = self._readers > 0 and not self.finished.is_set()
         if ahead and not self._ahead:
             self._traffic.precedence.enter()
@@ -335,7 +344,7 @@ def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:
     while start < stop:
         count = os.preadv(fd, [buffer[: stop - start]], start)
         if not count:
-            raise OSError(errno.EIO, "the incomplete file has been shortened by somebody")
+            raise OSError(errno.EIO, "the incomplete file has been shortened by another process")
         hasher.update(buffer[:count])
         start += count
 

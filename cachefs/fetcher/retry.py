@@ -29,9 +29,9 @@ def is_passing(error: Exception) -> bool:
     )
 
 
-class Patience:
-    """How one worker bears failures: up to *tries* in a row pass, each after a longer pause. Any
-    progress, of whichever worker, makes it patient again."""
+class RetryPolicy:
+    """When one worker tries again: up to *tries* failures in a row pass, each after a longer pause.
+    Any progress, of whichever worker, starts the count anew."""
 
     def __init__(self, tries: int) -> None:
         self._tries = tries

@@ -15,7 +15,7 @@ class Sink:
     """The file *fd* and its map. Thread-safe.
 
     INVARIANT: after :meth:`shut` has returned, nothing is written or marked any more; the
-    descriptor and the map may be closed, and the file be published or somebody else's.
+    descriptor and the map may be closed, and the file be published or another writer's.
     """
 
     def __init__(self, fd: int, partial: PartialMap) -> None:

@@ -14,14 +14,11 @@ import trio
 
 from cachefs.cache import PartialMap
 from cachefs.errors import CacheFSError, ImageChangedError, SourceError
-from cachefs.fetcher.answers import again
-from cachefs.fetcher.bandwidth import Bandwidth
 from cachefs.fetcher.chunks import ChunkMap, Span
-from cachefs.fetcher.precedence import Precedence
-from cachefs.fetcher.reports import Reports
-from cachefs.fetcher.retry import Patience
+from cachefs.fetcher.concurrency import Reports, gather, without_traceback
+from cachefs.fetcher.retry import RetryPolicy
 from cachefs.fetcher.sink import Sink
-from cachefs.fetcher.together import together
+from cachefs.fetcher.traffic import Traffic
 from cachefs.sources import Source, SourceImage
 
 log = logging.getLogger(__name__)
@@ -35,10 +32,10 @@ chunk of it. Less where that is less than a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FetchSettings:
     """How to fetch. *fetches* is of queued images at once; *connections* of requests for one image
     that fill it, *urgent* of further ones for what readers wait for; at most *span* bytes are asked
-    for in one request, *urgent_span* where somebody waits; *tries* come after a passing failure
+    for in one request, *urgent_span* where a reader waits; *tries* come after a passing failure
     without progress between. Without *keep* the last reader's close ends a fetch that nobody
     queued."""
 
@@ -51,21 +48,9 @@ class Settings:
     keep: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What all fetches of a daemon share: limits for all and for queued ones alone, who goes first,
-    and how many threads may wait for the disk. Those that wait for a source are each image's own,
-    so that a source that stalls holds up nobody else."""
-
-    everything: Bandwidth
-    prefetch: Bandwidth
-    precedence: Precedence
-    disk: trio.CapacityLimiter
-
-
 class Transfer:
     """Brings the chunks that are missing from *present*. *changed* is unparked whenever more has
-    arrived or is wanted; *is_read* tells whether somebody reads the image, so that it need not wait
+    arrived or is wanted; *is_read* tells whether the image has a reader, so that it need not wait
     its turn.
 
     *ranges* tells whether parts are asked for. They are not where nothing would tell the parts of
@@ -75,7 +60,7 @@ class Transfer:
         self,
         source: Source,
         image: SourceImage,
-        settings: Settings,
+        settings: FetchSettings,
         traffic: Traffic,
         is_read: Callable[[], bool],
     ) -> None:
@@ -100,11 +85,11 @@ class Transfer:
         self.map = ChunkMap(self._image.size, present=partial.present())
         self.changed.unpark_all()
         try:
-            await together(
+            await gather(
                 lambda: self._reports.listen(lambda: self.map.complete, self._is_read),
                 lambda: self._sync(fd, partial),
                 *[self._fill] * self._fillers,
-                *[self._hurry] * self._urgent,
+                *[self._fetch_demanded] * self._urgent,
             )
         finally:
             self._stopped.set()
@@ -114,7 +99,7 @@ class Transfer:
     async def _fill(self) -> None:
         """Get span after span until none is missing."""
         settings = self._settings
-        patience = Patience(settings.tries)
+        retry = RetryPolicy(settings.tries)
         most = min(settings.span, settings.urgent_span)
         if not self.ranges:
             most = self._image.size + self.map.chunk
@@ -122,19 +107,19 @@ class Transfer:
             await self._traffic.precedence.turn(lambda: self._is_read() or self.map.complete)
             span = self.map.claim_demanded(most) or self.map.claim_next(most)
             began = trio.current_time()
-            await self._get_or_wait(span, patience)
+            await self._get_or_wait(span, retry)
             if span is not None and self.ranges:
                 rate = len(span) / max(trio.current_time() - began, 1e-3)
                 most = min(int(rate * SPAN_TIME), settings.span)
 
-    async def _hurry(self) -> None:
+    async def _fetch_demanded(self) -> None:
         """Get what readers wait for, until none is missing."""
-        patience = Patience(self._settings.tries)
+        retry = RetryPolicy(self._settings.tries)
         while not self.map.complete:
             span = self.map.claim_demanded(self._settings.urgent_span)
-            await self._get_or_wait(span, patience)
+            await self._get_or_wait(span, retry)
 
-    async def _get_or_wait(self, span: Span | None, patience: Patience) -> None:
+    async def _get_or_wait(self, span: Span | None, retry: RetryPolicy) -> None:
         if span is None:
             if not self.map.complete:
                 await self.changed.park()
@@ -143,7 +128,7 @@ class Transfer:
             await self._get(span)
             return
         except CacheFSError as error:
-            pause = patience.pause(error, self.map.arrived_bytes)
+            pause = retry.pause(error, self.map.arrived_bytes)
             if pause is None:
                 raise
             log.info("fetching %r again in %.1f s: %s", self._image.image_id, pause, error)
@@ -174,7 +159,7 @@ class Transfer:
         try:
             self._download(start, known, stop)
         except CacheFSError as error:
-            return again(error)
+            return without_traceback(error)
         return None
 
     def _download(self, start: int, known: int, stop: int) -> None:
@@ -192,7 +177,7 @@ class Transfer:
                         " send the same bytes again"
                     )
                 new, offset = memoryview(piece)[old:], position + old
-                # It takes time from a reader, and saves it to whoever waits for the end.
+                # It takes time from a reader, and saves it to those that wait for the end.
                 if not self._sink.write(new, offset, to_disk=not self._is_read()):
                     return
                 position += len(piece)

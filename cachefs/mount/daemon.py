@@ -16,14 +16,13 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from cachefs.cache import Limits, Store
+from cachefs.cache import Held, Layout, Limits, Store
 from cachefs.config import Config
-from cachefs.control import Operator, Worker, build
-from cachefs.control.operator import Transport as TransportStatus
+from cachefs.control import Operator, TransportStatus, WorkerStatus, build
 from cachefs.drivers import Entry
 from cachefs.errors import CacheFSError, StaleError
 from cachefs.evictor import Evictor
-from cachefs.fetcher import Fetcher, Flight, Settings
+from cachefs.fetcher import Fetcher, FetcherPortal, FetchSettings, Flight
 from cachefs.fuse import Operations
 from cachefs.mount.attachment import Attachment
 from cachefs.mount.checks import group_id
@@ -55,7 +54,7 @@ async def serve(config: Config, attachment: Attachment, serving: Callable[[], No
         fetcher = Fetcher(
             store,
             source,
-            Settings(fetches=config.max_fetches, keep=config.on_last_close == "keep"),
+            FetchSettings(fetches=config.max_fetches, keep=config.on_last_close == "keep"),
             bandwidth=config.bandwidth,
             prefetch_bandwidth=config.prefetch_bandwidth,
         )
@@ -76,17 +75,18 @@ class Daemon:
         self._attachment = attachment
         self._evictor = Evictor(store, config.stall_time)
         serials, info = Serials(), attachment.info
-        self._opened = OpenImages(store, fetcher, lasting=info.mode == "relay")
+        self._held = Held(Layout(config.cache_dir))
+        self._opened = OpenImages(store.quick, self._held, fetcher, lasting=info.mode == "relay")
         self._images = Images(
-            store, fetcher, serials, self._opened, fetch_on_miss=config.on_miss == "fetch"
+            store.quick, fetcher, serials, self._opened, fetch_on_miss=config.on_miss == "fetch"
         )
         self._transport = attachment.open_transport(self._opened)
         operator = Operator(
             store,
-            fetcher,
+            FetcherPortal(fetcher),
             self._evictor,
             self._images,
-            worker=Worker(os.getpid(), time.time(), attachment.restarts, os.getppid()),
+            worker=WorkerStatus(os.getpid(), time.time(), attachment.restarts, os.getppid()),
             transport=TransportStatus(info.mode, info.passthrough, info.why),
         )
         tree = _tree(self._images, self._opened, operator, serials, group_id(config))
@@ -106,7 +106,7 @@ class Daemon:
             serving()
         if self._attachment.is_unmounted:  # else what is open is the next worker's
             self._operations.handles.close()
-            self._store.held.clear()
+            self._held.clear()
         log.info("worker %d has left %s", os.getpid(), self._config.mountpoint)
 
     async def _answer(self, task_status: trio.TaskStatus[None]) -> None:
@@ -153,7 +153,7 @@ class Daemon:
 
     async def _space(self) -> Space:
         usage = await trio.to_thread.run_sync(self._store.usage)
-        return Space(usage.limit, usage.free, self._store.totals().images)
+        return Space(usage.limit, usage.free, self._store.quick.totals().images)
 
 
 def _tree(

@@ -114,7 +114,7 @@ class ChecksumFiles:
 
     def forget(self, image_id: str) -> None:
         """Look the image up anew next time, in lists that are asked for whether they have changed:
-        somebody may just have put them right."""
+        an operator may just have put them right."""
         self._remember(image_id, _UNKNOWN)
 
     def _remember(self, image_id: str, answer: _Answer) -> None:

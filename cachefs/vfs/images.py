@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cachefs.cache import Store
+from cachefs.cache import QuickStore
 from cachefs.drivers import Entry
 from cachefs.errors import ImageExistsError, ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Fetcher, Flight
@@ -120,7 +120,7 @@ class Images(Directory):
 
     def __init__(
         self,
-        store: Store,
+        store: QuickStore,
         fetcher: Fetcher,
         serials: Serials,
         opened: OpenImages,
@@ -167,7 +167,7 @@ class Images(Directory):
         return self
 
     def page(self, position: int, limit: int) -> list[Listed]:
-        entries = self._store.driver.entries_after(position, limit)
+        entries = self._store.page(position, limit)
         return [
             Listed(entry.image_id, CachedNode(self, entry).attributes(), entry.inode)
             for entry in entries
@@ -180,7 +180,7 @@ class Images(Directory):
 
     def cached_node(self, serial: int) -> Node:
         """The node of a cached image, also of one evicted that is still open. Raises StaleError."""
-        entry = self._store.driver.by_inode(serial) or self._opened.entry(serial)
+        entry = self._store.by_inode(serial) or self._opened.entry(serial)
         if entry is None:
             raise StaleError(f"image number {serial} has been evicted")
         return CachedNode(self, entry)

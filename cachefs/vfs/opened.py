@@ -16,10 +16,9 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
-from cachefs.cache import OpenImage, Store, share
+from cachefs.cache import Held, OpenImage, QuickStore
 from cachefs.drivers import Entry
 from cachefs.errors import ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Fetcher, Flight
@@ -123,8 +122,9 @@ class NamelessNode(Node):
 class OpenImages:
     """The open images of one mount, by inode number. For the event loop, but for :meth:`hold`."""
 
-    def __init__(self, store: Store, fetcher: Fetcher, *, lasting: bool) -> None:
+    def __init__(self, store: QuickStore, held: Held, fetcher: Fetcher, *, lasting: bool) -> None:
         self._store = store
+        self._held_files = held
         self._fetcher = fetcher
         self._lasting = lasting
         self._reader = Reader()
@@ -173,8 +173,7 @@ class OpenImages:
         if not self._lasting:
             return
         self._held.add(file.handle)
-        self._store.held.keep_open(file.fd, file.handle)
-        if not self._store.held.path(file.handle).exists():
+        if not self._held_files.keep_open(file.fd, file.handle):
             self._close_unless_open(file.handle)
             raise StaleError(f"image {image_id!r} has just been evicted")
 
@@ -183,7 +182,7 @@ class OpenImages:
         what was found once is remembered."""
         image_id = self._ids.get(inode)
         if image_id is None:
-            entry = self._store.driver.by_inode(split(inode)[1])
+            entry = self._store.by_inode(split(inode)[1])
             if entry is None:
                 return None
             image_id = self._ids[inode] = entry.image_id
@@ -219,9 +218,9 @@ class OpenImages:
         self.idle.drop(inode)
         if self._lasting and inode in self._cached:
             self._held.add(inode)
-            self._store.held.keep(self._store.layout.image(entry.image_id), inode)
+            self._held_files.keep(entry.image_id, inode)
             if inode not in self._cached:  # closed meanwhile
-                self._store.held.release(inode)
+                self._held_files.release(inode)
 
     def backing_fd(self, nodeid: int, fh: int) -> int | None:
         """The descriptor of a complete image that is open, for the kernel to read from by itself
@@ -278,29 +277,28 @@ class OpenImages:
         room = split(inode)[0]
         self._held.add(inode)  # maybe; a link too many to look for harms nobody
         if room == Room.CACHED:
-            entry = self._store.driver.by_inode(split(inode)[1])
+            entry = self._store.by_inode(split(inode)[1])
             return self.cached(entry) if entry else self._open_held(inode)
-        members = self._store.held.noted(inode) if room == Room.LAZY else None
+        members = self._held_files.noted(inode) if room == Room.LAZY else None
         if members is None:
             return None
         complete = members.pop(_COMPLETE, False)
         image = _image(members)
-        held, layout = self._store.held.path(inode), self._store.layout
-        if not complete and _is_same(held, layout.incomplete(image.image_id)):
+        if not complete and self._held_files.is_incomplete(inode, image.image_id):
             flight = self._fetcher.start(image)
             if flight.image != image:
                 raise StaleError(f"image {image.image_id!r} is being fetched in another version")
             return await self.lazy(split(inode)[1], flight, NOBODY)
         if not complete:
             # Killed between the publication and the note of it, or it never was published.
-            if not _is_same(held, layout.image(image.image_id)):
+            if not self._held_files.is_published(inode, image.image_id):
                 return None
             self._note(image, inode, complete=True)
         return self._open_held(inode)
 
     def drop_others(self, inodes: Collection[int]) -> None:
         """Release what no kernel has open: left by a worker that was killed in an open."""
-        self._store.held.keep_only(inodes)
+        self._held_files.keep_only(inodes)
 
     def flight_ended(self, flight: Flight) -> None:
         """A fetch has ended: what its readers have open is the image now, or nothing."""
@@ -318,11 +316,9 @@ class OpenImages:
         return NamelessNode(lazy, inode, lazy.flight.image.size) if lazy else None
 
     def _open_held(self, inode: int) -> OpenFile | None:
-        try:
-            fd = os.open(self._store.held.path(inode), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        fd = self._held_files.open(inode)
+        if fd is None:
             return None
-        share(fd)
         self._elsewhere.add(inode)
         return self._add(
             OpenImage(Entry("", os.fstat(fd).st_size, inode=split(inode)[1]), fd), inode
@@ -340,7 +336,7 @@ class OpenImages:
             return LazyFile(flight, self._reader, pid=pid, handle=0, on_close=lambda: None)
         # Before the kernel hears of the open: the next worker must find the file, and what it is.
         self._note(flight.image, inode, complete=False)
-        self._store.held.keep_open(flight.fd, inode)
+        self._held_files.keep_open(flight.fd, inode)
         self._lazy[inode] = file = LazyFile(
             flight,
             self._reader,
@@ -351,7 +347,7 @@ class OpenImages:
         return file
 
     def _note(self, image: SourceImage, inode: int, *, complete: bool) -> None:
-        self._store.held.note(inode, dataclasses.asdict(image) | {_COMPLETE: complete})
+        self._held_files.note(inode, dataclasses.asdict(image) | {_COMPLETE: complete})
 
     def _closed_elsewhere(self, inode: int) -> None:
         self._elsewhere.discard(inode)
@@ -364,7 +360,7 @@ class OpenImages:
         if inode in self._held:
             file.image.close()
             self._held.discard(inode)
-            self._store.held.release(inode)
+            self._held_files.release(inode)
             return
         self.idle.keep(inode, file.image)
         if inode in self._leaving:  # hold() may have looked before
@@ -372,17 +368,10 @@ class OpenImages:
 
     def _closed_lazy(self, inode: int) -> None:
         self._lazy.pop(inode, None)
-        self._store.held.release(inode)
+        self._held_files.release(inode)
 
 
 def _image(members: dict[str, Any]) -> SourceImage:
     """What :func:`dataclasses.asdict` made of a SourceImage, as one again."""
     digest = members["digest"]
     return SourceImage(**{**members, "digest": Digest(**digest) if digest else None})
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False

@@ -405,10 +405,10 @@ def test_an_index_that_fails_does_not_break_the_reader(
         raise OSError(errno.ENOSPC, "no room for the record")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._store.driver, "put", fail)
+        patch.setattr(cache._store._driver, "put", fail)
         assert list(cache.get_caching_iter("a", MD5, CHUNKS)) == CHUNKS
     with monkeypatch.context() as patch:
-        patch.setattr(cache._store.driver, "get", fail)
+        patch.setattr(cache._store._driver, "get", fail)
         assert list(cache.get_caching_iter("a", MD5, CHUNKS)) == CHUNKS
     assert trace(place) == []
 
@@ -465,7 +465,7 @@ def test_a_hit_that_cannot_be_counted_does_not_break_the_reader(
         raise OSError(errno.ENOSPC, "no room for the hit")
 
     put(cache, "a", 3)
-    monkeypatch.setattr(cache._store.driver, "hit", fail)
+    monkeypatch.setattr(cache._store._driver, "hit", fail)
     assert read(cache, "a") == content("a", 3)
 
 

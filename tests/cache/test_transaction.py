@@ -205,7 +205,7 @@ def test_hits_of_an_incomplete_image_are_kept(place: Place) -> None:
     with place.opened() as store, store.begin("a") as transaction:
         transaction.write(b"123")
         assert transaction.commit(hits=3).hits == 3
-        entry = store.get("a")
+        entry = store.quick.get("a")
         assert entry is not None
         assert entry.hits == 3
 

@@ -18,7 +18,7 @@ from support.origin import Origin, nginx
 from cachefs.cache import Hasher, Limits, Store
 from cachefs.config import Amount
 from cachefs.errors import CacheFSError, ImageNotFoundError
-from cachefs.fetcher import Fetcher, Flight, Settings
+from cachefs.fetcher import Fetcher, FetchSettings, Flight
 from cachefs.image import Digest
 from cachefs.sources import Source, SourceImage, open_source
 
@@ -154,8 +154,8 @@ def running(store: Store) -> Running:
     async def run(
         source: Source | str, *, limit: float = PATIENCE, **options: object
     ) -> AsyncIterator[Fetcher]:
-        names = Settings.__dataclass_fields__
-        settings = Settings(**{k: v for k, v in options.items() if k in names})  # type: ignore[arg-type]
+        names = FetchSettings.__dataclass_fields__
+        settings = FetchSettings(**{k: v for k, v in options.items() if k in names})  # type: ignore[arg-type]
         rest = {k: v for k, v in options.items() if k not in names}
         source = open_source(source) if isinstance(source, str) else source
         fetcher = Fetcher(store, source, settings, **rest)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def sha256(data: bytes) -> Digest:
 
 
 def cached(store: Store, image_id: str = "img") -> bytes:
-    return (store.layout.base / image_id).read_bytes()
+    return (store.cache_dir / image_id).read_bytes()
 
 
 @pytest.fixture

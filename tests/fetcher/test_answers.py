@@ -1,4 +1,4 @@
-"""Questions to the source: asked once for all, and noes remembered for a while."""
+"""Questions to the source: asked once for all, and negative answers remembered for a while."""
 
 import logging
 
@@ -13,7 +13,7 @@ from cachefs.errors import (
     SourceRefusedError,
     SourceUnreachableError,
 )
-from cachefs.fetcher.answers import MAX_NOES, NO_FOR, TROUBLE_FOR, Answers
+from cachefs.fetcher.answers import FAILURE_TTL, MAX_NEGATIVE, NEGATIVE_TTL, Answers
 
 from .conftest import PATIENCE, FakeSource, until
 
@@ -60,10 +60,10 @@ async def test_a_yes_is_asked_for_again(source: FakeSource, nursery: trio.Nurser
 @pytest.mark.parametrize(
     ("error", "seconds"),
     [
-        (ImageNotFoundError("no"), NO_FOR),
-        (SourceRefusedError("no"), NO_FOR),
-        (SourceUnreachableError("down"), TROUBLE_FOR),
-        (SourceError("nonsense"), TROUBLE_FOR),
+        (ImageNotFoundError("no"), NEGATIVE_TTL),
+        (SourceRefusedError("no"), NEGATIVE_TTL),
+        (SourceUnreachableError("down"), FAILURE_TTL),
+        (SourceError("nonsense"), FAILURE_TTL),
     ],
 )
 async def test_a_no_is_believed_for_some_seconds(
@@ -100,11 +100,11 @@ async def test_a_no_can_be_forgotten(source: FakeSource, nursery: trio.Nursery) 
     assert await asked(answers, nursery, "new") == "1"
 
 
-async def test_the_oldest_noes_are_forgotten_first(
+async def test_the_oldest_negative_answers_are_forgotten_first(
     source: FakeSource, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefs.fetcher.answers.MAX_NOES", 3)
-    assert MAX_NOES > 100
+    monkeypatch.setattr("cachefs.fetcher.answers.MAX_NEGATIVE", 3)
+    assert MAX_NEGATIVE > 100
     answers = Answers(source)
     for name in ("a", "b", "c", "d"):
         await asked(answers, nursery, name)

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import trio
 
-from cachefs.cache import Store
+from cachefs.cache import Layout, Store
 from cachefs.errors import (
     CacheFSError,
     ImageChangedError,
@@ -57,10 +57,10 @@ async def test_a_cancelled_fetch_leaves_nothing(
         assert flight.finished.is_set()
         assert "cancelled" in str(await failure_of(flight, 8 * MIB, 9 * MIB))
         assert store.usage().reserved == 0
-        assert store.queue.ids() == store.failures.ids() == []
+        assert store.queued_ids() == store.failed_ids() == []
         held.gate.set()
-    assert list(store.layout.incomplete_dir.iterdir()) == []
-    assert list(store.layout.maps_dir.iterdir()) == []
+    assert list(Layout(store.cache_dir).incomplete_dir.iterdir()) == []
+    assert list(Layout(store.cache_dir).maps_dir.iterdir()) == []
 
 
 async def test_what_is_not_being_fetched_cannot_be_cancelled(
@@ -102,8 +102,8 @@ async def test_with_cancel_the_last_close_ends_the_fetch(
         flight.drop_reader()
         await flight.finished.wait()
         held.gate.set()
-    assert list(store.layout.incomplete_dir.iterdir()) == []
-    assert store.failures.ids() == []
+    assert list(Layout(store.cache_dir).incomplete_dir.iterdir()) == []
+    assert store.failed_ids() == []
 
 
 async def test_with_cancel_the_last_close_does_not_end_what_is_queued(
@@ -137,7 +137,7 @@ async def test_the_daemons_end_keeps_what_has_come_and_the_next_goes_on(
     held.gate.set()
     before = held.sent
     async with running(held):  # by itself
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == DATA
     # What the left behind threads still got was not written; at most a piece for each.
     assert held.sent - before <= len(DATA) - 4 * MIB + 4 * MIB
@@ -153,7 +153,7 @@ async def test_a_partial_image_of_another_version_is_started_afresh(
     held.gate.set()
     held.images["img"], held.versions["img"], held.digests["img"] = fresh, '"v2"', None
     async with running(held):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == fresh
 
 
@@ -169,7 +169,7 @@ async def test_a_version_that_may_be_another_tomorrow_is_started_afresh(
     held.gate.set()
     held.images["img"] = fresh
     async with running(held):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == fresh
 
 
@@ -182,7 +182,7 @@ async def test_a_version_with_a_very_long_name_is_gone_on_with(
         await until(lambda: flight.progress().arrived)
     held.gate.set()
     async with running(held):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert min(start for _, start, _ in held.reads[1:]) == MIB
 
 
@@ -197,7 +197,7 @@ async def test_what_a_thread_left_behind_gets_later_hurts_nobody(
     other = FakeSource({"img": true}, digests=dict(held.digests))
     other.url = held.url
     async with running(other):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
         sent = held.sent
         held.gate.set()  # now it wakes up, and has bytes for the very same file
         await until(lambda: held.sent > sent)
@@ -273,7 +273,7 @@ async def test_a_stream_that_is_another_after_it_broke_is_never_mixed(
         flight = await fetch(fetcher, "img")
         assert isinstance(flight.error, ImageChangedError)
         await until(lambda: not fetcher.under_way())
-    assert store.get("img") is None
+    assert store.quick.get("img") is None
 
 
 # Who goes first
@@ -285,10 +285,10 @@ async def test_queued_images_are_fetched_by_priority_then_in_order(
     source = FakeSource(dict.fromkeys("abcd", b"x"))
     for name in "abcd":
         store.enqueue(name)
-    store.queue.set_priority("c", 5)
-    store.queue.set_priority("a", -1)
+    store.set_priority("c", 5)
+    store.set_priority("a", -1)
     async with running(source, fetches=1):
-        await until(lambda: store.totals().images == 4)
+        await until(lambda: store.quick.totals().images == 4)
     assert [name for name, _, _ in source.reads] == ["c", "b", "d", "a"]
 
 
@@ -306,7 +306,7 @@ async def test_a_fetch_that_is_read_goes_before_queued_ones(running: Running, st
         source.gate.set()
         await flight.finished.wait()
         flight.drop_reader()
-        await until(lambda: store.get("queued"))
+        await until(lambda: store.quick.get("queued"))
     order = [name for name, _, _ in source.reads]
     assert order[:4] == ["queued", "read", "read", "read"]
 
@@ -342,7 +342,7 @@ async def test_a_stalled_source_keeps_no_thread_from_others(running: Running, st
         with trio.fail_after(PATIENCE):
             assert await trio.to_thread.run_sync(store.usage)
         source.gate.set()
-        await until(lambda: store.totals().images == 12)
+        await until(lambda: store.quick.totals().images == 12)
 
 
 async def test_a_limit_holds_for_all_connections_together(running: Running, store: Store) -> None:
@@ -361,7 +361,7 @@ async def test_the_prefetch_limit_is_not_for_who_is_read(running: Running, store
         flight.add_reader()
         await flight.finished.wait()
         flight.drop_reader()
-    assert store.get("img")
+    assert store.quick.get("img")
 
 
 async def test_what_is_incomplete_and_nobodys_is_queued_at_start(
@@ -373,5 +373,5 @@ async def test_what_is_incomplete_and_nobodys_is_queued_at_start(
     assert store.abandoned() == ["img"]
     held.gate.set()
     async with running(held):
-        await until(lambda: store.get("img"))
-        assert store.queue.ids() == []
+        await until(lambda: store.quick.get("img"))
+        assert store.queued_ids() == []

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 import trio
 
-from cachefs.cache import Hasher, Store
+from cachefs.cache import Hasher, Layout, Store
+from cachefs.cache.queue import Queue
 from cachefs.errors import (
     ImageBusyError,
     ImageChangedError,
@@ -45,11 +46,11 @@ async def test_a_fetch_publishes_what_the_source_has(
         flight = await fetch(fetcher, "img")
     assert flight.state is FlightState.PUBLISHED
     assert cached(store) == DATA
-    entry = store.get("img")
+    entry = store.quick.get("img")
     assert entry is not None
     assert entry.verified
     assert entry.checksum == str(sha256(DATA))
-    assert list(store.layout.maps_dir.iterdir()) == []
+    assert list(Layout(store.cache_dir).maps_dir.iterdir()) == []
 
 
 async def test_without_a_digest_the_one_found_is_recorded_as_not_verified(
@@ -58,7 +59,7 @@ async def test_without_a_digest_the_one_found_is_recorded_as_not_verified(
     source.digests = {}
     async with running(source) as fetcher:
         await fetch(fetcher, "img")
-    entry = store.get("img")
+    entry = store.quick.get("img")
     assert entry is not None
     assert not entry.verified
     assert entry.checksum == str(sha256(DATA))
@@ -93,13 +94,13 @@ async def test_there_is_one_flight_for_readers_and_queue(
     async with running(held) as fetcher:
         image = await fetcher.stat("img")
         flight = fetcher.start(image)
-        store.queue.add("img")
+        Queue(Layout(store.cache_dir)).add("img")  # as another process does
         fetcher.wake()
         assert fetcher.start(image) is flight
         held.gate.set()
         await flight.finished.wait()
         await until(lambda: not fetcher.flights)
-        assert "img" not in store.queue
+        assert not store.quick.is_queued("img")
     assert held.sent == len(DATA)
 
 
@@ -188,7 +189,7 @@ async def test_hits_while_it_was_incomplete_are_recorded(
         flight.count_hit()
         await flight.finished.wait()
         flight.count_hit()
-    entry = store.get("img")
+    entry = store.quick.get("img")
     assert entry is not None
     assert entry.hits == 3
 
@@ -213,9 +214,9 @@ async def test_an_error_reaches_all_who_wait(
         assert {str(error) for error in heard} == {"gone"}
         assert len({id(error) for error in heard}) == 9
         assert (await failure_of(flight)).errno == errno.ENOENT
-    failure = store.failures.get("img")
+    failure = store.failure("img")
     assert failure is not None
-    assert failure.errno == errno.ENOENT
+    assert failure.error == "gone"
 
 
 async def test_a_passing_failure_is_passed_over(
@@ -244,7 +245,7 @@ async def test_a_failure_that_does_not_pass_is_given_up(
         flight = await fetch(fetcher, "img")
     assert str(flight.error) == "down"
     assert len(source.reads) == 4
-    assert store.get("img") is None
+    assert store.quick.get("img") is None
 
 
 async def test_a_span_is_nobody_elses_while_its_worker_sleeps_after_a_failure(
@@ -270,14 +271,14 @@ async def test_wrong_bytes_go_to_invalid_and_are_fetched_once_more(
         store.enqueue("img")
         fetcher.wake()
         await until(lambda: source.sent >= 2 * len(DATA) and not fetcher.under_way())
-        assert store.queue.ids() == []
+        assert store.queued_ids() == []
     assert source.sent == 2 * len(DATA)
     assert source.stats == ["img"] * 2
-    assert (store.layout.invalid_dir / "img").read_bytes() == DATA
-    failure = store.failures.get("img")
+    assert (Layout(store.cache_dir).invalid_dir / "img").read_bytes() == DATA
+    failure = store.failure("img")
     assert failure is not None
     assert "sha256" in failure.error
-    assert store.get("img") is None
+    assert store.quick.get("img") is None
 
 
 async def test_an_image_that_is_right_the_second_time_is_cached(
@@ -288,11 +289,11 @@ async def test_an_image_that_is_right_the_second_time_is_cached(
         flight = await fetch(fetcher, "img")
         source.digests["img"] = sha256(DATA)
         assert flight.error is not None
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
         await until(lambda: not fetcher.under_way())
     assert source.forgotten == ["img"]
     assert cached(store) == DATA
-    assert store.failures.ids() == []
+    assert store.failed_ids() == []
 
 
 async def test_an_image_that_changed_is_fetched_afresh_once(
@@ -302,7 +303,7 @@ async def test_an_image_that_changed_is_fetched_afresh_once(
     async with running(source, connections=1, urgent=0) as fetcher:
         flight = await fetch(fetcher, "img")
         assert isinstance(flight.error, ImageChangedError)
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == DATA
 
 
@@ -332,7 +333,7 @@ async def test_a_short_answer_is_an_error_and_no_image(
     async with running(source, tries=1) as fetcher:
         flight = await fetch(fetcher, "img")
     assert "bytes" in str(flight.error)
-    assert store.get("img") is None
+    assert store.quick.get("img") is None
 
 
 async def test_a_full_disk_is_ENOSPC_and_leaves_nothing(  # noqa: N802 - an errno's name
@@ -345,8 +346,8 @@ async def test_a_full_disk_is_ENOSPC_and_leaves_nothing(  # noqa: N802 - an errn
     async with running(source) as fetcher:
         flight = await fetch(fetcher, "img")
     assert isinstance(flight.error, NoRoomError)
-    assert list(store.layout.incomplete_dir.iterdir()) == []
-    assert list(store.layout.maps_dir.iterdir()) == []
+    assert list(Layout(store.cache_dir).incomplete_dir.iterdir()) == []
+    assert list(Layout(store.cache_dir).maps_dir.iterdir()) == []
 
 
 async def test_lost_writes_that_the_kernel_tells_of_but_once_end_the_fetch(
@@ -361,7 +362,7 @@ async def test_lost_writes_that_the_kernel_tells_of_but_once_end_the_fetch(
         flight = await fetch(fetcher, "img")
         held.gate.set()
     assert "lost" in str(flight.error)
-    assert store.get("img") is None
+    assert store.quick.get("img") is None
 
 
 async def test_an_unforeseen_error_ends_one_fetch_and_not_the_daemon(
@@ -399,7 +400,7 @@ async def test_a_loser_against_another_process_has_not_failed(
             flight = await fetch(fetcher, "img")
             assert isinstance(flight.error, ImageExistsError)
             assert not fetcher.under_way()
-    assert store.failures.ids() == []
+    assert store.failed_ids() == []
     assert cached(store) == b"abc"
 
 
@@ -411,7 +412,7 @@ async def test_a_queued_image_that_another_process_is_caching_is_looked_at_again
     with store.begin("img", 3):
         async with running(source) as fetcher:
             await until(lambda: len(source.stats) > 2)
-            assert not fetcher.flights or store.failures.ids() == []
+            assert not fetcher.flights or store.failed_ids() == []
     async with running(source):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == DATA

@@ -12,7 +12,7 @@ from support.images import Images
 from support.misbehaving import Exchange
 from support.origin import Origin
 
-from cachefs.cache import Store
+from cachefs.cache import Layout, Store
 from cachefs.errors import CacheFSError, ChecksumError, ImageChangedError
 
 from .conftest import MIB, PATIENCE, MakeMisbehaving, MakeOrigin, Running, fetch, read, until
@@ -27,7 +27,7 @@ first second allows at once."""
 
 
 def cached(store: Store) -> bytes:
-    return (store.layout.base / "img").read_bytes()
+    return (store.cache_dir / "img").read_bytes()
 
 
 @pytest.fixture(params=[None, ""], ids=["summed", "unsummed"])
@@ -101,7 +101,7 @@ async def test_the_next_daemon_asks_only_for_what_is_missing(
             flight = fetcher.start(await fetcher.stat("img"))
             await until(lambda: flight.progress().arrived >= part * 8 * MIB)  # noqa: B023
     async with running(origin.url):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == data
     # What had come of a chunk when its daemon ended is lost: up to a chunk for each connection.
     await until(lambda: origin.bytes_sent("/img") >= len(data))
@@ -117,9 +117,9 @@ async def test_an_image_replaced_half_way_is_fetched_afresh_and_never_mixed(
         images.put("img", NEW, digest=digest)
         await flight.finished.wait()
         assert isinstance(flight.error, ImageChangedError)
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == NEW
-    assert store.failures.ids() == []
+    assert store.failed_ids() == []
 
 
 async def test_an_image_replaced_while_no_daemon_runs_is_never_mixed(
@@ -129,7 +129,7 @@ async def test_an_image_replaced_while_no_daemon_runs_is_never_mixed(
         await read(fetcher.start(await fetcher.stat("img")), 0, MIB)
     images.put("img", NEW, digest=digest)
     async with running(slow_old.url):
-        await until(lambda: store.get("img"))
+        await until(lambda: store.quick.get("img"))
     assert cached(store) == NEW
 
 
@@ -162,8 +162,8 @@ async def test_wrong_bytes_are_asked_for_twice_and_no_more(
         assert isinstance(flight.error, ChecksumError)
         await until(lambda: not fetcher.under_way())
     assert len(OLD) * 2 <= origin.bytes_sent("/img") <= len(OLD) * 2 + 10
-    assert (store.layout.invalid_dir / "img").read_bytes() == OLD
-    assert store.get("img") is None
+    assert (Layout(store.cache_dir).invalid_dir / "img").read_bytes() == OLD
+    assert store.quick.get("img") is None
 
 
 # Liars
@@ -209,7 +209,7 @@ async def test_a_source_that_changes_under_the_same_etag_is_seen_through_by_the_
     if digest_of == NEW:
         assert cached(store) == NEW
     else:
-        assert store.get("img") is None
+        assert store.quick.get("img") is None
 
 
 async def test_without_etag_date_and_digest_it_is_one_stream(
@@ -241,7 +241,7 @@ async def test_another_length_is_an_image_that_changed(
         flight = await fetch(fetcher, "img")
         await until(lambda: not fetcher.under_way())
     assert isinstance(flight.error, CacheFSError)
-    assert store.get("img") is None or len(cached(store)) == size
+    assert store.quick.get("img") is None or len(cached(store)) == size
 
 
 async def test_an_answer_with_another_range_is_no_part_of_the_image(
@@ -263,7 +263,7 @@ async def test_an_answer_with_another_range_is_no_part_of_the_image(
     async with running(server.url, tries=1, span=MIB) as fetcher:
         flight = await fetch(fetcher, "img")
     assert flight.error is not None
-    assert store.get("img") is None
+    assert store.quick.get("img") is None
 
 
 async def test_an_etag_of_ten_thousand_characters_is_no_trouble(

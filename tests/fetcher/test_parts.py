@@ -1,4 +1,4 @@
-"""The small parts: bandwidth, precedence, retries, the sink, running together."""
+"""The small parts: bandwidth, precedence, retries, the sink."""
 
 import os
 from collections.abc import Iterator
@@ -21,13 +21,9 @@ from cachefs.errors import (
     SourceTimeoutError,
     SourceUnreachableError,
 )
-from cachefs.fetcher.bandwidth import BURST, Bandwidth
-from cachefs.fetcher.precedence import Precedence
-from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, Patience, is_passing, pauses
+from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, is_passing, pauses
 from cachefs.fetcher.sink import Sink
-from cachefs.fetcher.together import together
-
-from .conftest import PATIENCE
+from cachefs.fetcher.traffic import BURST, Bandwidth, Precedence
 
 
 class Clock:
@@ -101,7 +97,7 @@ def test_what_is_worth_another_try(error: Exception, passing: bool) -> None:
 
 
 def test_patience_ends_after_so_many_failures_in_a_row() -> None:
-    patience = Patience(3)
+    patience = RetryPolicy(3)
     assert [patience.pause(SourceError("x"), 7) is None for _ in range(5)] == [
         False,
         False,
@@ -112,12 +108,12 @@ def test_patience_ends_after_so_many_failures_in_a_row() -> None:
 
 
 def test_progress_renews_patience() -> None:
-    patience = Patience(1)
+    patience = RetryPolicy(1)
     assert all(patience.pause(SourceError("x"), progress) for progress in range(10))
 
 
 def test_there_is_no_patience_with_what_does_not_pass() -> None:
-    assert Patience(3).pause(ImageChangedError("x"), 0) is None
+    assert RetryPolicy(3).pause(ImageChangedError("x"), 0) is None
 
 
 async def test_precedence_lets_all_go_while_nobody_reads(autojump_clock: trio.abc.Clock) -> None:
@@ -170,27 +166,6 @@ async def test_precedence_lets_one_go_that_need_not_wait_any_more(
             await trio.testing.wait_all_tasks_blocked()
             done.append(True)
             precedence.look_again()
-
-
-async def test_together_returns_when_all_have() -> None:
-    done = []
-
-    async def task() -> None:
-        await trio.lowlevel.checkpoint()
-        done.append(True)
-
-    await together(task, task, task)
-    assert len(done) == 3
-
-
-@pytest.mark.parametrize("kind", [SourceError, OSError, ZeroDivisionError])
-async def test_together_cancels_the_rest_and_raises_one_error_alone(kind: type[Exception]) -> None:
-    async def fail() -> None:
-        await trio.lowlevel.checkpoint()
-        raise kind("x")
-
-    with trio.fail_after(PATIENCE), pytest.raises(kind, match="x"):
-        await together(trio.sleep_forever, fail, fail)
 
 
 @pytest.fixture

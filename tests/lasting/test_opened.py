@@ -11,7 +11,7 @@ import trio
 from support.disturb import descriptors
 
 from cachefs import vfs
-from cachefs.cache import ImageCache, Limits, OpenImage, Store
+from cachefs.cache import Held, ImageCache, Layout, Limits, OpenImage, Store
 from cachefs.cache.lock import is_held
 from cachefs.config import Amount
 from cachefs.errors import StaleError
@@ -28,9 +28,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def opened(store: Store) -> OpenImages:
+def opened(store: Store, tmp_path: Path) -> OpenImages:
     nothing: Any = None  # no fetch is needed
-    opened = OpenImages(store, nothing, lasting=True)
+    opened = OpenImages(store.quick, Held(Layout(tmp_path)), nothing, lasting=True)
     store.on_evicting(opened.hold)
     return opened
 
@@ -38,16 +38,16 @@ def opened(store: Store) -> OpenImages:
 def test_an_image_evicted_while_it_is_opened_is_stale_and_nothing_of_it_stays(
     store: Store, opened: OpenImages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    entry, before = store.get("a"), descriptors_of(tmp_path)
+    entry, before = store.quick.get("a"), descriptors_of(tmp_path)
     assert entry is not None
-    really = store.open_image
+    really = store.quick.open_image
 
     def evicted_just_then(image_id: str) -> OpenImage:
         image = really(image_id)
         store.evict(image_id)
         return image
 
-    monkeypatch.setattr(store, "open_image", evicted_just_then)
+    monkeypatch.setattr(store.quick, "open_image", evicted_just_then)
     with pytest.raises(StaleError):
         opened.cached(entry)
     assert descriptors_of(tmp_path) == before
@@ -57,21 +57,22 @@ def test_an_image_evicted_while_it_is_opened_is_stale_and_nothing_of_it_stays(
 def test_an_image_opened_just_before_its_name_goes_is_held(
     store: Store, opened: OpenImages, tmp_path: Path
 ) -> None:
-    entry = store.get("a")
+    entry = store.quick.get("a")
     assert entry is not None
     opened.hold(entry)  # the evicting thread has found it closed
     file = opened.cached(entry)
     inode = join(Room.CACHED, entry.inode)
-    assert store.held.path(inode).samefile(tmp_path / "a")
+    held = tmp_path / ".cachefs" / "held" / str(inode)
+    assert held.samefile(tmp_path / "a")
     store.evict("a")
-    assert store.held.path(inode).read_bytes() == b"data"
+    assert held.read_bytes() == b"data"
     file.close()
     assert list((tmp_path / ".cachefs" / "held").iterdir()) == []
 
 
 def open_and_close(opened: OpenImages, store: Store) -> int:
     """The image's node, after an open and a close of it by the relay."""
-    entry = store.get("a")
+    entry = store.quick.get("a")
     assert entry is not None
     inode = join(Room.CACHED, entry.inode)
     assert opened.open_here(inode, os.O_RDONLY) == inode
@@ -112,7 +113,7 @@ def test_a_file_that_another_process_evicted_is_not_opened_again(
 def test_a_file_closed_while_its_image_is_evicted_does_not_wait(
     store: Store, opened: OpenImages, tmp_path: Path
 ) -> None:
-    entry = store.get("a")
+    entry = store.quick.get("a")
     assert entry is not None
     inode = join(Room.CACHED, entry.inode)
     assert opened.open_here(inode, os.O_RDONLY) == inode

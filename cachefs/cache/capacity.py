@@ -77,7 +77,7 @@ class Usage:
         )
 
 
-class Room:
+class Capacity:
     """Measures the room of a cache directory. The caller holds the directory's lock."""
 
     def __init__(self, layout: Layout, driver: Driver) -> None:

@@ -1,12 +1,14 @@
-"""Reports of threads: none is lost, gathered where nobody is in a hurry, in the order of each."""
+"""Tasks side by side end as one; reports of threads: none is lost, gathered where nobody is in a
+hurry, in the order of each."""
 
 import threading
 
 import pytest
 import trio
 
-from cachefs.fetcher import reports
-from cachefs.fetcher.reports import Reports
+from cachefs.errors import ImageNotFoundError, SourceError
+from cachefs.fetcher import concurrency
+from cachefs.fetcher.concurrency import Reports, gather, without_traceback
 
 from .conftest import PATIENCE
 
@@ -41,11 +43,11 @@ async def test_reports_are_gathered_unless_somebody_waits(
         nursery.start_soon(mailbox.listen, lambda: False, lambda: urgent)
         began = trio.current_time()
         mailbox.post(0, 1)
-        await trio.sleep(reports.PAUSE / 2)
+        await trio.sleep(concurrency.PAUSE / 2)
         mailbox.post(1, 2)
         assert wakings == []
-        await trio.sleep(reports.PAUSE)
-        assert wakings == [pytest.approx(began + reports.PAUSE)] * 2
+        await trio.sleep(concurrency.PAUSE)
+        assert wakings == [pytest.approx(began + concurrency.PAUSE)] * 2
         urgent = True
         mailbox.post(2, 3)
         await trio.testing.wait_all_tasks_blocked(cushion=0.0001)
@@ -73,3 +75,31 @@ async def test_who_listens_ends_when_woken_after_all_was_taken() -> None:
             mailbox.post(0, 1)
             mailbox.take_in()  # by another task, before the listener runs
             mailbox.wake()
+
+
+async def test_gather_returns_when_all_have() -> None:
+    done = []
+
+    async def task() -> None:
+        await trio.lowlevel.checkpoint()
+        done.append(True)
+
+    await gather(task, task, task)
+    assert len(done) == 3
+
+
+@pytest.mark.parametrize("kind", [SourceError, OSError, ZeroDivisionError])
+async def test_gather_cancels_the_rest_and_raises_one_error_alone(kind: type[Exception]) -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise kind("x")
+
+    with trio.fail_after(PATIENCE), pytest.raises(kind, match="x"):
+        await gather(trio.sleep_forever, fail, fail)
+
+
+def test_a_copy_of_an_error_holds_no_frames() -> None:
+    with pytest.raises(ImageNotFoundError) as caught:
+        raise ImageNotFoundError("x")
+    copy = without_traceback(caught.value)
+    assert (type(copy), copy.args, copy.__traceback__) == (ImageNotFoundError, ("x",), None)

@@ -46,7 +46,7 @@ def test_an_image_larger_than_max_size_is_refused_with_nothing_evicted(place: Pl
     with place.opened(max_size=100) as store:
         with pytest.raises(NoRoomError):
             store.begin("d", 101)
-        assert store.totals().images == 3
+        assert store.quick.totals().images == 3
     assert place.names("incomplete") == []
 
 
@@ -156,7 +156,7 @@ def test_an_image_opened_after_it_was_chosen_stays(
 ) -> None:
     cache = place.cache(max_size=40)
     fill(cache, "ab", 20)
-    monkeypatch.setattr("cachefs.cache.room.is_held", lambda _: False)  # a look, just before
+    monkeypatch.setattr("cachefs.cache.capacity.is_held", lambda _: False)  # a look, just before
     with cache.open_for_read("a"):
         put(cache, "c", 20)
     assert ids(cache) == ["a", "c"]
@@ -206,7 +206,7 @@ def test_who_listens_hears_of_every_eviction(place: Place) -> None:
     with place.opened(max_size=10) as store:
         store.on_evicted(lambda entry: gone.append(entry.image_id))
         store.prune()
-        assert store.evictions == 2
+        assert store.quick.evictions == 2
         store.evict("c")
     assert gone == ["a", "b", "c"]
 
@@ -222,7 +222,7 @@ def test_the_free_disk_is_kept(small: Place) -> None:
                 transaction.commit()
             disk = os.statvfs(small.path)
             assert disk.f_bavail * disk.f_frsize >= 6 * MIB
-        assert store.totals().images == 3
+        assert store.quick.totals().images == 3
 
 
 def test_what_other_programs_write_makes_images_go(small: Place) -> None:
@@ -232,7 +232,7 @@ def test_what_other_programs_write_makes_images_go(small: Place) -> None:
     with small.opened(max_size=2**30, min_free=6 * MIB) as store:
         assert store.prune() == (1, 5 * MIB)
         assert store.prune() == (0, 0)
-        assert [entry.image_id for entry in store.driver.entries()] == ["b"]
+        assert [entry.image_id for entry in store.entries()] == ["b"]
 
 
 def test_bytes_reserved_and_not_yet_written_count_against_the_free_disk(small: Place) -> None:
@@ -275,7 +275,7 @@ def watch(place: Place, until: threading.Event, seen: list[int]) -> None:
 
 
 def check_whole(store: Store, path: Path) -> None:
-    for entry in store.driver.entries():
+    for entry in store.entries():
         data = (path / entry.image_id).read_bytes()
         assert data == content(entry.image_id, entry.size)
 
