@@ -43,7 +43,18 @@ from typing import Final
 
 from . import device as fuse_device
 from .base import MountOptions, TransportInfo
-from .handover import DRAIN, ENVIRONMENT, GO, READY, STANDBY, STOP, TOLD_WHY, UNMOUNTED, Inheritance
+from .handover import (
+    DRAIN,
+    ENVIRONMENT,
+    GO,
+    READY,
+    STANDBY,
+    STOP,
+    TOLD_WHY,
+    UNMOUNTED,
+    Inheritance,
+    seal,
+)
 from .process import WorkerProcess
 from .table import OpenTable
 
@@ -73,7 +84,8 @@ class Supervisor:
 
     *command* is an argument vector that composes a filesystem over
     :class:`cachefs.transport.worker.Attachment`; it is run anew for each worker, so an upgraded
-    installation takes effect with the next one. *on_ready* is called once, when the first worker
+    installation takes effect with the next one. *document* is handed to each worker, and to nobody
+    else: no other user can read it. *on_ready* is called once, when the first worker
     answers.
     """
 
@@ -84,6 +96,7 @@ class Supervisor:
         info: TransportInfo,
         options: MountOptions | None = None,
         *,
+        document: bytes = b"",
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], None] = lambda: None,
@@ -99,6 +112,7 @@ class Supervisor:
         self._clock = clock
         self._on_ready = on_ready
         self._device = self._table = -1
+        self._document = seal(document)
         self._current: WorkerProcess | None = None
         self._next: WorkerProcess | None = None
         self._ghosts: list[WorkerProcess] = []
@@ -353,6 +367,7 @@ class Supervisor:
             control=workers.fileno(),
             device=self._device,
             table=self._table,
+            document=self._document,
             turn=turn,
             restarts=self.restarts,
             quarantine=self._crashes >= self._limits.quarantine_after,
@@ -384,6 +399,6 @@ class Supervisor:
             worker.close()
         if not self._unmounted and (self._device >= 0 or self._served):
             self._detach()
-        for fd in (self._device, self._table, self._wake_r, self._wake_w):
+        for fd in (self._device, self._table, self._document, self._wake_r, self._wake_w):
             if fd >= 0:
                 os.close(fd)

@@ -30,6 +30,7 @@ from .handover import (
     STOP,
     UNMOUNTED,
     Inheritance,
+    unseal,
 )
 from .plain import PlainTransport
 from .relay import RelayTransport
@@ -79,6 +80,11 @@ class Attachment:
     def info(self) -> TransportInfo:
         """What the supervisor's probe found."""
         return self.inheritance.info
+
+    @property
+    def document(self) -> bytes:
+        """What the supervisor was given for its workers; empty where that was nothing."""
+        return unseal(self.inheritance.document)
 
     @property
     def restarts(self) -> int:
