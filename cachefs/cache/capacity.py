@@ -13,8 +13,8 @@ from typing import Self
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import is_held
-from cachefs.config import Amount
 from cachefs.drivers import Driver, Entry
+from cachefs.units import Amount
 
 NOTHING = Amount(size=0)
 

@@ -15,8 +15,7 @@ from typing import BinaryIO
 from cachefs.cache.capacity import Limits
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
-from cachefs.config import DRIVERS, Amount
-from cachefs.drivers import Entry
+from cachefs.drivers import DEFAULT, DRIVERS, Entry
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
@@ -25,6 +24,7 @@ from cachefs.errors import (
     ImageNotFoundError,
 )
 from cachefs.image import Digest, check_image_id
+from cachefs.units import Amount
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ImageCache:
             self._close()
         driver = self._driver
         if driver not in DRIVERS:
-            driver = DRIVERS[0]
+            driver = DEFAULT
             log.warning("no driver is called %r, using %s", self._driver, driver)
         self._store = Store(self._cache_dir, self._limits, driver=driver)
         # Glance has no method to close a cache, so it ends with its last user.

@@ -7,8 +7,8 @@ import click
 from cachefs.cli.control import PLACES, Control, Record
 from cachefs.cli.options import with_control, with_json
 from cachefs.cli.output import local_time, one_line, show_json, show_json_lines
-from cachefs.config import human_size
 from cachefs.image import State
+from cachefs.units import human_size
 
 
 @click.command()

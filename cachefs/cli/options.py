@@ -5,17 +5,18 @@ A bad value is a usage error (exit status 2), a mount that is not there a failur
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cachefs.cli.control import Control
 from cachefs.cli.mounts import check_mount, mounts, only_mount
-from cachefs.config import Amount, parse_rate, parse_seconds
 from cachefs.errors import CacheFSError
 from cachefs.image import check_image_id
+from cachefs.units import parse_seconds
 
 Value = str | tuple[str, ...] | None
-Callback = Callable[[click.Context, click.Parameter, Value], object]
+Callback = Callable[[click.Context, click.Parameter, Any], object]
 
 
 def parsed(parse: Callable[[str], object]) -> Callback:
@@ -35,9 +36,7 @@ def parsed(parse: Callable[[str], object]) -> Callback:
     return callback
 
 
-read_amount = parsed(Amount.parse)
 read_seconds = parsed(parse_seconds)
-read_rate = parsed(parse_rate)
 
 
 def _control(ctx: click.Context, param: click.Parameter, value: Path | None) -> Control | None:

@@ -23,8 +23,8 @@ from rich.table import Column
 
 from cachefs.cli.control import Control
 from cachefs.cli.output import complain, one_line
-from cachefs.config import human_size
 from cachefs.image import State
+from cachefs.units import human_size
 
 POLL_SECONDS = 0.25
 ABSENT_POLLS = 3

@@ -5,7 +5,7 @@ import click
 from cachefs.cli.control import Control
 from cachefs.cli.options import read_seconds, with_control, with_json
 from cachefs.cli.output import show_json
-from cachefs.config import human_size
+from cachefs.units import human_size
 
 
 @click.command()

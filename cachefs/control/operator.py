@@ -7,15 +7,17 @@ event loop is asked of it by :class:`~cachefs.fetcher.FetcherPortal` alone.
 import contextlib
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from cachefs.cache import Store
-from cachefs.config import Amount
 from cachefs.drivers import Entry
 from cachefs.errors import ImageExistsError, ImageNotFoundError, InvalidValueError
 from cachefs.evictor import Evictor
 from cachefs.fetcher import FetcherPortal
 from cachefs.image import ImageRecord, State
+from cachefs.settings import RunningSettings, Setting
 from cachefs.vfs.images import Images
 
 
@@ -49,6 +51,7 @@ class Operator:
         fetcher: FetcherPortal,
         evictor: Evictor,
         images: Images,
+        settings: RunningSettings,
         *,
         worker: WorkerStatus,
         transport: TransportStatus,
@@ -58,6 +61,7 @@ class Operator:
         self._fetcher = fetcher
         self._evictor = evictor
         self._images = images
+        self._settings = settings
         self._worker = worker
         self._transport = transport
         self._cleaned: dict[str, int] = {}
@@ -218,36 +222,20 @@ class Operator:
         """The last cleaning as JSON; ``{}`` before the first."""
         return json.dumps(self._cleaned) + "\n"
 
-    @property
-    def max_size(self) -> Amount:
-        """The most that the cache may take."""
-        return self._store.limits.max_size
+    def setting(self, setting: Setting[Any]) -> str:
+        """The value of a setting now, as text, without secrets."""
+        value = self._settings.current.given[setting.name].value
+        return setting.kind.shown_text(value)
 
-    def set_max_size(self, amount: Amount) -> None:
-        """Change ``max_size``; what is over it is gone when this returns."""
-        self._store.limits = replace(self._store.limits, max_size=amount)
+    def change(self, setting: Setting[Any], text: str) -> None:
+        """Change a setting for the life of the mount; what is over a new limit is gone when this
+        returns. Raises InvalidValueError for a bad value."""
+        self._settings.change(setting, text)
         self._evictor.keep_limits()
 
-    @property
-    def min_free(self) -> Amount:
-        """What is left free on the disk."""
-        return self._store.limits.min_free
-
-    def set_min_free(self, amount: Amount) -> None:
-        """Change ``min_free``, and evict for it before this returns."""
-        self._store.limits = replace(self._store.limits, min_free=amount)
-        self._evictor.keep_limits()
-
-    @property
-    def stall_time(self) -> float:
-        """Seconds after which a partial file that nobody writes is removed."""
-        return self._evictor.stall_time
-
-    def set_stall_time(self, seconds: float) -> None:
-        """Change ``stall_time``."""
-        if seconds < 0:
-            raise InvalidValueError("stall_time is not negative")
-        self._evictor.stall_time = seconds
+    def config(self) -> Mapping[str, object]:
+        """The document of ``control/config``: of each setting its value and where it is from."""
+        return self._settings.current.shown()
 
     def size(self) -> int:
         """Bytes cached."""
@@ -260,7 +248,7 @@ class Operator:
         return {
             "size": totals.size,
             "max_size": usage.limit,
-            "min_free": str(self.min_free),
+            "min_free": str(self._settings.current.min_free),
             "reserved": usage.reserved,
             "images": totals.images,
             "hits": self._images.hits,

@@ -1,16 +1,20 @@
 """Every file of ``control/``, declared once.
 
-To add one, add an entry to :data:`TABLE`; its mode, its node, its row in the README and its round
+To add one, add an entry to :data:`TABLE` (a setting's is made of its own entry in
+:mod:`cachefs.settings.table`); its mode, its node, its row in the README and its round
 through the tests of all entries follow from it."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from cachefs.cache import QuickStore
-from cachefs.config import Amount, parse_seconds
 from cachefs.control.files import ControlFile, Lines, Text
 from cachefs.control.operator import Operator
 from cachefs.control.records import RecordDirectory, Records
 from cachefs.image import check_image_id
+from cachefs.settings import Setting, Settings
+from cachefs.units import parse_seconds
 from cachefs.vfs.inodes import CONTROL_INODE, FIRST_CONTROL_FILE_INODE, Room, Serials
 from cachefs.vfs.nodes import FixedDirectory, Node
 from cachefs.vfs.tree import Nodes
@@ -22,8 +26,19 @@ def _clean(operator: Operator, text: str) -> None:
     operator.clean(parse_seconds(text) if text and text[0].isdigit() else None)
 
 
-def _status(operator: Operator) -> str:
-    return json.dumps(operator.status(), indent=2, ensure_ascii=False) + "\n"
+def _json(document: Mapping[str, object]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _setting(setting: Setting[Any]) -> Text:
+    """The control file of a setting."""
+    return Text(
+        setting.control,
+        setting.help,
+        show=lambda operator: f"{operator.setting(setting)}\n",
+        store=(lambda operator, text: operator.change(setting, text)) if setting.runtime else None,
+        syntax=setting.kind.syntax if setting.runtime else "",
+    )
 
 
 TABLE: tuple[Declaration, ...] = (
@@ -93,27 +108,7 @@ TABLE: tuple[Declaration, ...] = (
         store=_clean,
         syntax="write anything, or a stall time in seconds: remove invalid and stalled images, now",
     ),
-    Text(
-        "max_size",
-        "Most bytes of images to keep; a hard limit.",
-        show=lambda operator: f"{operator.max_size}\n",
-        store=lambda operator, text: operator.set_max_size(Amount.parse(text)),
-        syntax="`512M`, `10G`, `10GiB`, `5%` of the filesystem",
-    ),
-    Text(
-        "min_free",
-        "Bytes to leave free on the cache's filesystem.",
-        show=lambda operator: f"{operator.min_free}\n",
-        store=lambda operator, text: operator.set_min_free(Amount.parse(text)),
-        syntax="`512M`, `10G`, `10GiB`, `5%` of the filesystem",
-    ),
-    Text(
-        "stall_time",
-        "Seconds after which a partial file that nobody writes is removed.",
-        show=lambda operator: f"{operator.stall_time:g}\n",
-        store=lambda operator, text: operator.set_stall_time(parse_seconds(text)),
-        syntax="`86400`, `90s`, `1h`, `1d`",
-    ),
+    *(_setting(each) for each in Settings.all() if each.control),
     Text(
         "size",
         "Bytes cached.",
@@ -122,7 +117,13 @@ TABLE: tuple[Declaration, ...] = (
     Text(
         "status",
         "Totals, limits, tasks, source health and transport, one JSON document.",
-        show=_status,
+        show=lambda operator: _json(operator.status()),
+    ),
+    Text(
+        "config",
+        "The settings in effect and where each came from, secrets hidden, one JSON document.",
+        # In ASCII: a path need not be UTF-8.
+        show=lambda operator: json.dumps(operator.config(), indent=2) + "\n",
     ),
 )
 

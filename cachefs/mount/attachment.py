@@ -28,6 +28,7 @@ from cachefs.supervise.protocol import (
     STOP,
     UNMOUNTED,
     Inheritance,
+    unseal,
 )
 from cachefs.transport.backing import Backing
 from cachefs.transport.base import Transport, TransportInfo
@@ -80,6 +81,11 @@ class Attachment:
     def info(self) -> TransportInfo:
         """What the supervisor's probe found."""
         return self.inheritance.info
+
+    @property
+    def document(self) -> bytes:
+        """What the supervisor was given for its workers; empty where that was nothing."""
+        return unseal(self.inheritance.document)
 
     @property
     def restarts(self) -> int:

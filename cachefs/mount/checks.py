@@ -8,10 +8,10 @@ import os
 import stat
 from pathlib import Path
 
-from cachefs.config import Config
 from cachefs.errors import InvalidValueError, MountError
 from cachefs.kernel import device as fuse_device
 from cachefs.kernel import mountinfo, mounting
+from cachefs.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -19,28 +19,28 @@ _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED})
 """What a mount whose daemon is gone answers to stat(2) or statvfs(3)."""
 
 
-def check(config: Config) -> None:
+def check(settings: Settings) -> None:
     """Raise MountError or InvalidValueError where mounting cannot succeed; detach a dead mount."""
     if not Path(fuse_device.DEVICE).exists():
         raise MountError("there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)")
-    group_id(config)
-    _check_mountpoint(config.mountpoint)
-    inside = config.cache_dir.resolve()
-    if config.mountpoint.resolve() in (inside, *inside.parents):
+    group_id(settings)
+    _check_mountpoint(settings.mountpoint)
+    inside = settings.cache_dir.resolve()
+    if settings.mountpoint.resolve() in (inside, *inside.parents):
         raise MountError(f"the cache directory {inside} lies below the mountpoint")
 
 
-def group_id(config: Config) -> int | None:
+def group_id(settings: Settings) -> int | None:
     """The group that may write control files, or None. Raises InvalidValueError for an unknown
     one."""
-    if config.control_group is None:
+    if settings.control_group is None:
         return None
-    if config.control_group.isdigit():
-        return int(config.control_group)
+    if settings.control_group.isdigit():
+        return int(settings.control_group)
     try:
-        return grp.getgrnam(config.control_group).gr_gid
+        return grp.getgrnam(settings.control_group).gr_gid
     except KeyError:
-        raise InvalidValueError(f"there is no group {config.control_group!r}") from None
+        raise InvalidValueError(f"there is no group {settings.control_group!r}") from None
 
 
 def _check_mountpoint(mountpoint: Path) -> None:

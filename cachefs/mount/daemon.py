@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 import trio
 
 from cachefs.cache import Held, Layout, Limits, Store
-from cachefs.config import Config
 from cachefs.control import Operator, TransportStatus, WorkerStatus, build
 from cachefs.drivers import Entry
 from cachefs.errors import CacheFSError, StaleError
@@ -26,6 +25,7 @@ from cachefs.fetcher import Fetcher, FetcherPortal, FetchSettings, Flight
 from cachefs.fuse import Operations
 from cachefs.mount.attachment import Attachment
 from cachefs.mount.checks import group_id
+from cachefs.settings import RunningSettings, Settings
 from cachefs.sources import open_source
 from cachefs.vfs.images import Images
 from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, Room, Serials, join
@@ -39,16 +39,18 @@ DRAIN = 5.0
 """Seconds that requests under way have to end when the worker is told to leave."""
 
 
-async def serve(config: Config, attachment: Attachment, serving: Callable[[], None]) -> None:
-    """Serve *config*'s mount until it is unmounted or the process is told to leave. *serving* is
-    called once requests are answered.
+async def serve(
+    running: RunningSettings, attachment: Attachment, serving: Callable[[], None]
+) -> None:
+    """Serve the mount of *running* until it is unmounted or the process is told to leave. *serving*
+    is called once requests are answered.
 
     Raises CacheFSError or OSError, maybe in a group, when it cannot.
     """
+    config = running.current
     source = open_source(config.source, config.fallbacks, timeout=config.timeout)
-    limits = Limits(config.max_size, config.min_free)
     store = await trio.to_thread.run_sync(
-        lambda: Store(config.cache_dir, limits, driver=config.driver)
+        lambda: Store(config.cache_dir, _limits(config), driver=config.driver)
     )
     try:
         fetcher = Fetcher(
@@ -58,7 +60,7 @@ async def serve(config: Config, attachment: Attachment, serving: Callable[[], No
             bandwidth=config.bandwidth,
             prefetch_bandwidth=config.prefetch_bandwidth,
         )
-        await Daemon(config, store, fetcher, attachment).run(serving)
+        await Daemon(running, store, fetcher, attachment).run(serving)
     finally:
         store.close()
 
@@ -67,9 +69,10 @@ class Daemon:
     """One worker of one mount of one cache directory."""
 
     def __init__(
-        self, config: Config, store: Store, fetcher: Fetcher, attachment: Attachment
+        self, running: RunningSettings, store: Store, fetcher: Fetcher, attachment: Attachment
     ) -> None:
-        self._config = config
+        self._running = running
+        config = running.current
         self._store = store
         self._fetcher = fetcher
         self._attachment = attachment
@@ -86,6 +89,7 @@ class Daemon:
             FetcherPortal(fetcher),
             self._evictor,
             self._images,
+            running,
             worker=WorkerStatus(os.getpid(), time.time(), attachment.restarts, os.getppid()),
             transport=TransportStatus(info.mode, info.passthrough, info.why),
         )
@@ -94,6 +98,7 @@ class Daemon:
         store.on_evicting(self._opened.hold)
         store.on_evicted(self._evicted)
         fetcher.on_ended(self._flight_ended)
+        running.on_change(self._settings_changed)
 
     async def run(self, serving: Callable[[], None]) -> None:
         """Serve until unmounted or told to leave."""
@@ -107,7 +112,7 @@ class Daemon:
         if self._attachment.is_unmounted:  # else what is open is the next worker's
             self._operations.handles.close()
             self._held.clear()
-        log.info("worker %d has left %s", os.getpid(), self._config.mountpoint)
+        log.info("worker %d has left %s", os.getpid(), self._running.current.mountpoint)
 
     async def _answer(self, task_status: trio.TaskStatus[None]) -> None:
         await self._transport.serve(self._operations, task_status=task_status)
@@ -117,6 +122,7 @@ class Daemon:
         """Our turn: nobody else serves the mount now, and nothing is answered before this
         returns."""
         self._opened.drop_others(() if first else open_nodes)
+        await trio.to_thread.run_sync(self._running.take_up)
         await self._nursery.start(self._fetcher.run)
         self._nursery.start_soon(self._evictor.run)
         self._nursery.start_soon(self._opened.idle.close_old)
@@ -128,7 +134,7 @@ class Daemon:
             else:
                 if file is not None:
                     self._operations.handles.add(file, inode, opens)
-        log.info("serving %s at %s", self._config.source, self._config.mountpoint)
+        log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 
     async def _watch_signals(self) -> None:
         """Whoever ends the worker alone, and not the supervisor, gets another worker."""
@@ -138,6 +144,11 @@ class Daemon:
                 await self._transport.drain(DRAIN)
 
     # What others have to know
+
+    def _settings_changed(self, settings: Settings) -> None:
+        """In the changing thread. What is over the new limits is evicted by who changed them."""
+        self._store.limits = _limits(settings)
+        self._evictor.stall_time = settings.stall_time
 
     def _evicted(self, entry: Entry) -> None:
         """In the evicting thread: the name is gone for the kernel at once."""
@@ -154,6 +165,10 @@ class Daemon:
     async def _space(self) -> Space:
         usage = await trio.to_thread.run_sync(self._store.usage)
         return Space(usage.limit, usage.free, self._store.quick.totals().images)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_size, settings.min_free)
 
 
 def _tree(

@@ -4,21 +4,21 @@ import logging
 import logging.handlers
 from pathlib import Path
 
-from cachefs.config import Config
+from cachefs.settings import Settings
 
 _SYSLOG = Path("/dev/log")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def log_to(config: Config) -> None:
+def log_to(settings: Settings) -> None:
     """Log to stderr in the foreground, else to the log file, else to syslog, else, where there is
     none, to ``.cachefs/log`` in the cache directory. Raises OSError where the file cannot be
     written."""
     handler: logging.Handler
     form = _FORMAT
-    if config.log_file is not None:
-        handler = logging.handlers.WatchedFileHandler(config.log_file)
-    elif config.foreground:
+    if settings.log_file is not None:
+        handler = logging.handlers.WatchedFileHandler(settings.log_file)
+    elif settings.foreground:
         handler = logging.StreamHandler()
     elif _SYSLOG.is_socket():
         handler = logging.handlers.SysLogHandler(
@@ -26,10 +26,10 @@ def log_to(config: Config) -> None:
         )
         form = "cachefs: %(levelname)s %(message)s"
     else:
-        private = config.cache_dir / ".cachefs"
+        private = settings.cache_dir / ".cachefs"
         private.mkdir(parents=True, exist_ok=True)
         handler = logging.handlers.WatchedFileHandler(private / "log")
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
     root.addHandler(handler)
-    root.setLevel(config.log_level.upper())
+    root.setLevel(settings.log_level.upper())

@@ -1,5 +1,5 @@
-"""The process that answers requests: ``python -m cachefs.mount.worker CONFIG``, started by the
-supervisor."""
+"""The process that answers requests: ``python -m cachefs.mount.worker``, started by the supervisor,
+which hands it the settings."""
 
 import logging
 import os
@@ -7,11 +7,13 @@ import sys
 
 import trio
 
+from cachefs.cache.layout import Layout
 from cachefs.errors import CacheFSError, MountError
 from cachefs.mount.attachment import Attachment
 from cachefs.mount.daemon import serve
-from cachefs.mount.handoff import from_text
 from cachefs.mount.logs import log_to
+from cachefs.settings import RunningSettings
+from cachefs.settings.document import from_document
 from cachefs.supervise.protocol import TOLD_WHY
 
 log = logging.getLogger(__name__)
@@ -20,16 +22,21 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """Serve until unmounted, or told to leave. Why it could not is one line on stderr."""
     attachment = Attachment.from_environment()
-    if attachment is None or len(sys.argv) != 2:
+    if attachment is None or not attachment.document:
         sys.stderr.write("cachefs: this is started by cachefs mount\n")
         return 2
-    config = from_text(sys.argv[1])
-    log_to(config)
     try:
-        trio.run(serve, config, attachment, lambda: None if config.foreground else _hush())
+        settings, mount_id = from_document(attachment.document)
+    except CacheFSError as error:
+        sys.stderr.write(f"cachefs: {error}\n")
+        return TOLD_WHY
+    log_to(settings)
+    running = RunningSettings(settings, mount_id, Layout(settings.cache_dir))
+    try:
+        trio.run(serve, running, attachment, lambda: None if settings.foreground else _hush())
     except (CacheFSError, OSError, BaseExceptionGroup) as error:
         text = str(_first(error))
-        if not config.foreground or config.log_file is not None:
+        if not settings.foreground or settings.log_file is not None:
             log.error("%s", text)
         sys.stderr.write(f"cachefs: {text}\n")
         return TOLD_WHY

@@ -4,7 +4,9 @@ Owns the format; both ends import it, so it imports neither pyfuse3 nor trio. An
 be newer than its supervisor: fields are only ever added, unknown words and fields are ignored.
 """
 
+import fcntl
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -32,7 +34,8 @@ TOLD_WHY: Final = 78  # EX_CONFIG of sysexits.h
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a worker is started with. Descriptors are -1 where the transport is plain."""
+    """What a worker is started with. *device* and *table* are -1 where the transport is plain;
+    *document* has what the composition root hands over (see :func:`seal`)."""
 
     info: TransportInfo
     mountpoint: str
@@ -40,6 +43,7 @@ class Inheritance:
     control: int
     device: int = -1
     table: int = -1
+    document: int = -1
     turn: bool = True
     restarts: int = 0
     quarantine: bool = False
@@ -48,7 +52,7 @@ class Inheritance:
     @property
     def descriptors(self) -> list[int]:
         """Those that the worker inherits."""
-        return [fd for fd in (self.control, self.device, self.table) if fd >= 0]
+        return [fd for fd in (self.control, self.device, self.table, self.document) if fd >= 0]
 
     def to_text(self) -> str:
         """For the environment."""
@@ -63,6 +67,24 @@ class Inheritance:
         options["extra"] = tuple(options.get("extra", ()))
         values["options"] = MountOptions(**options)
         return cls(**_known(cls, values))
+
+
+def seal(document: bytes) -> int:
+    """A descriptor of *document*, in memory, close-on-exec: nobody can change it, and nobody but
+    its owner can open it through ``/proc`` (fcntl(2), file sealing)."""
+    fd = os.memfd_create("document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.fchmod(fd, 0o400)
+    with os.fdopen(fd, "wb", closefd=False) as file:
+        file.write(document)
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def unseal(fd: int) -> bytes:
+    """The document of :func:`seal`; empty for -1. The descriptor's offset, which all workers share,
+    is not used."""
+    return os.pread(fd, os.fstat(fd).st_size, 0) if fd >= 0 else b""
 
 
 def _known(kind: Any, values: dict[str, Any]) -> dict[str, Any]:

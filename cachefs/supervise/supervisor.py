@@ -1,8 +1,9 @@
 r"""The small parent that holds ``/dev/fuse`` and replaces its workers.
 
-Owns the mount, the descriptors that outlive a worker (the device; the table of :mod:`~cachefs.transport.table`),
-the worker processes and the clock by which they are judged. Imports neither pyfuse3 nor trio, reads no
-message and answers none: there is little here to go wrong.
+Owns the mount, the descriptors that outlive a worker (the device; the table of
+:mod:`~cachefs.transport.table`), the worker processes and the clock by which they are judged.
+Imports neither pyfuse3 nor trio, reads no message and answers none: there is little here to go
+wrong.
 
 A worker's life::
 
@@ -13,8 +14,8 @@ A worker's life::
   deaths in a row, and has the kernel resend. The pause is 0 for the first. A worker that served for
   ``settled`` seconds ends the row. After ``quarantine_after`` crashes (deaths other than by an
   operator's SIGKILL) the next one answers EIO to what is resent
-  (:mod:`cachefs.transport.exchange`). After ``give_up_after`` deaths in a row the mount is detached. The first worker of all gets one try:
-  nobody has anything to lose yet.
+  (:mod:`cachefs.transport.exchange`). After ``give_up_after`` deaths in a row the mount is
+  detached. The first worker of all gets one try: no reader has anything to lose yet.
 - **Silent** for ``beat_timeout``: SIGKILL, then as above.
 - **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
   command, which now means the new code. It shakes hands with libfuse and waits. Then the first
@@ -55,6 +56,7 @@ from cachefs.supervise.protocol import (
     TOLD_WHY,
     UNMOUNTED,
     Inheritance,
+    seal,
 )
 from cachefs.transport.base import TransportInfo
 from cachefs.transport.table import OpenTable
@@ -85,7 +87,8 @@ class Supervisor:
 
     *command* is an argument vector that composes a filesystem over
     :class:`cachefs.mount.attachment.Attachment`; it is run anew for each worker, so an upgraded
-    installation takes effect with the next one. *on_ready* is called once, when the first worker
+    installation takes effect with the next one. *document* is handed to each worker, and to nobody
+    else: no other user can read it. *on_ready* is called once, when the first worker
     answers.
     """
 
@@ -96,6 +99,7 @@ class Supervisor:
         info: TransportInfo,
         options: MountOptions | None = None,
         *,
+        document: bytes = b"",
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], None] = lambda: None,
@@ -111,6 +115,7 @@ class Supervisor:
         self._clock = clock
         self._on_ready = on_ready
         self._device = self._table = -1
+        self._document = seal(document)
         self._current: WorkerProcess | None = None
         self._next: WorkerProcess | None = None
         self._ghosts: list[WorkerProcess] = []
@@ -365,6 +370,7 @@ class Supervisor:
             control=workers.fileno(),
             device=self._device,
             table=self._table,
+            document=self._document,
             turn=turn,
             restarts=self.restarts,
             quarantine=self._crashes >= self._timeouts.quarantine_after,
@@ -396,6 +402,6 @@ class Supervisor:
             worker.close()
         if not self._unmounted and (self._device >= 0 or self._served):
             self._detach()
-        for fd in (self._device, self._table, self._wake_r, self._wake_w):
+        for fd in (self._device, self._table, self._document, self._wake_r, self._wake_w):
             if fd >= 0:
                 os.close(fd)

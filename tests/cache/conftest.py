@@ -6,7 +6,7 @@ from support.disks import small_disk
 from support.place import Place
 
 from cachefs.cache import ImageCache
-from cachefs.config import DRIVERS
+from cachefs.drivers import DRIVERS
 
 
 @pytest.fixture(params=DRIVERS)

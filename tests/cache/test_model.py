@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from support.place import Place, content
 
-from cachefs.config import DRIVERS
+from cachefs.drivers import DRIVERS
 from cachefs.errors import ChecksumError, ImageNotFoundError
 
 IDS = st.sampled_from(["a", "b ~%", "ü", "-c", "d" * 255])

@@ -16,11 +16,11 @@ from support.misbehaving import Misbehaving, misbehaving
 from support.origin import Origin, nginx
 
 from cachefs.cache import Hasher, Limits, Store
-from cachefs.config import Amount
 from cachefs.errors import CacheFSError, ImageNotFoundError
 from cachefs.fetcher import Fetcher, FetchSettings, Flight
 from cachefs.image import Digest
 from cachefs.sources import Source, SourceImage, open_source
+from cachefs.units import Amount
 
 MIB = 2**20
 PATIENCE = 20.0

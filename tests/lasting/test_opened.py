@@ -13,8 +13,8 @@ from support.disturb import descriptors
 from cachefs import vfs
 from cachefs.cache import Held, ImageCache, Layout, Limits, OpenImage, Store
 from cachefs.cache.lock import is_held
-from cachefs.config import Amount
 from cachefs.errors import StaleError
+from cachefs.units import Amount
 from cachefs.vfs.inodes import Room, join
 from cachefs.vfs.opened import OpenImages
 

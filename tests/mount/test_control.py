@@ -38,6 +38,7 @@ KEYS = {
         ("stall_time", 0o644),
         ("size", 0o444),
         ("status", 0o444),
+        ("config", 0o444),
     ],
 )
 def test_a_control_file_shows_who_may_write_it(mount: Mounted, name: str, mode: int) -> None:

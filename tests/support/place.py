@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cachefs.cache import ImageCache, Limits, Store
-from cachefs.config import Amount
+from cachefs.units import Amount
 
 PRELUDE = """
 import os, signal, sys, threading, time, random

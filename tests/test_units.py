@@ -1,25 +1,22 @@
-"""Sizes, shares, times, the configuration file and the default cache directory."""
+"""Sizes, shares and times."""
 
 import math
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachefs.config import (
+from cachefs.errors import InvalidValueError
+from cachefs.units import (
     MAX_BYTES,
     Amount,
-    absolute_source,
-    default_cache_dir,
+    format_seconds,
     format_size,
     human_size,
-    load_config,
     parse_seconds,
     parse_size,
 )
-from cachefs.errors import InvalidValueError
 
 SIZES = st.integers(0, MAX_BYTES)
 NO_SIZES = (
@@ -147,105 +144,7 @@ def test_plain_seconds_are_read_exactly(seconds: float) -> None:
     assert math.isclose(parse_seconds(f"{seconds:.3f}"), seconds)
 
 
-def _config_file(directory: Path, text: str) -> Path:
-    path = directory / "cachefs.toml"
-    path.write_text(text)
-    return path
-
-
-def test_a_file_sets_the_fields_that_it_names(tmp_path: Path) -> None:
-    path = _config_file(
-        tmp_path,
-        'max-size = "10%"\nmin-free = 1048576\nfallback = ["https://a/", "https://b/"]\n'
-        'cache-dir = "cache"\nforeground = true\nstall-time = "1h"\nmax-fetches = 2\n',
-    )
-    assert load_config(path) == {
-        "max_size": Amount(percent=Decimal(10)),
-        "min_free": Amount(size=2**20),
-        "fallbacks": ("https://a/", "https://b/"),
-        "cache_dir": tmp_path / "cache",
-        "foreground": True,
-        "stall_time": 3600.0,
-        "max_fetches": 2,
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("max_size = 1\n", "max_size"),
-        ("source = 'x'\n", "source"),
-        ("max-size = true\n", "max-size"),
-        ("max-size = '10GB'\n", "max-size"),
-        ("driver = 'mysql'\n", "sqlite, xattr"),
-        ("on-miss = []\n", "on-miss"),
-        ("fallback = [1]\n", "fallback"),
-        ("max-fetches = 0\n", "max-fetches"),
-        ("foreground = 1\n", "foreground"),
-        ("[mount]\n", "mount"),
-        ("= 1\n", "not TOML"),
-    ],
-)
-def test_what_is_wrong_in_a_file_is_named_together_with_it(
-    tmp_path: Path, text: str, named: str
-) -> None:
-    path = _config_file(tmp_path, text)
-    with pytest.raises(InvalidValueError) as caught:
-        load_config(path)
-    assert str(path) in str(caught.value)
-    assert named in str(caught.value)
-
-
-def test_a_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InvalidValueError, match="No such file"):
-        load_config(tmp_path / "missing.toml")
-
-
-def test_two_sources_never_share_a_cache_directory() -> None:
-    sources = ["/srv/images", "/srv/images2", "https://h/images", "https://h:81/images", "s3://b/x"]
-    assert len({default_cache_dir(source, root=True) for source in sources}) == len(sources)
-
-
-@pytest.mark.parametrize("same", ["/srv/images/", "file:///srv/images", "/srv/../srv/images"])
-def test_spellings_of_one_source_share_a_cache_directory(same: str) -> None:
-    assert default_cache_dir(same) == default_cache_dir("/srv/images")
-
-
-def test_a_relative_source_depends_on_where_it_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert absolute_source("images") == str(tmp_path / "images")
-    assert default_cache_dir("images") == default_cache_dir(f"{tmp_path}/images")
-
-
-def test_a_password_in_a_url_is_not_in_the_directory_name() -> None:
-    path = default_cache_dir("https://user:secret@host.example/a/images/?sig=hidden", root=True)
-    assert path.parent == Path("/var/cache/cachefs")
-    assert path.name.startswith("host.example-a-images-")
-    assert "secret" not in path.name
-    assert "hidden" not in path.name
-
-
-@pytest.mark.parametrize(
-    ("environ", "parent"),
-    [
-        ({"HOME": "/home/u"}, "/home/u/.cache/cachefs"),
-        ({"HOME": "/home/u", "XDG_CACHE_HOME": "/fast"}, "/fast/cachefs"),
-        ({"HOME": "/home/u", "XDG_CACHE_HOME": "fast"}, "/home/u/.cache/cachefs"),
-    ],
-)
-def test_a_user_has_his_own_cache_directory(environ: dict[str, str], parent: str) -> None:
-    assert default_cache_dir("/srv/images", root=False, environ=environ).parent == Path(parent)
-
-
-@given(st.text(min_size=1))
-def test_any_source_has_a_plain_directory_name(source: str) -> None:
-    if "\0" in source:
-        return
-    try:
-        name = default_cache_dir(source, root=True).name
-    except InvalidValueError:
-        return
-    assert name.isascii()
-    assert not name.startswith((".", "-"))
+@given(st.floats(0, 1e9))
+def test_any_time_is_written_as_it_is_read(seconds: float) -> None:
+    if seconds == 0 or seconds > 1e-6:
+        assert parse_seconds(format_seconds(seconds)) == seconds

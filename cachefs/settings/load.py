@@ -1,0 +1,90 @@
+"""Settings from where users write them: the command line before the environment before a TOML file
+before the defaults.
+
+Owns the order and the words in which a bad value is told; what a value is, its kind knows.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cachefs.errors import InvalidValueError
+from cachefs.settings.setting import Given
+from cachefs.settings.table import Settings
+from cachefs.units import quoted
+
+COMMAND_LINE: Final = "command line"
+
+
+def load(
+    source: str,
+    mountpoint: str,
+    options: Mapping[str, object],
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str],
+) -> Settings:
+    """The settings of a mount of *source* at *mountpoint*, as typed.
+
+    *options* are the values of the command line by the names of their settings; None and () stand
+    for "not said". Raises :class:`~cachefs.errors.InvalidValueError`, in one line that names the
+    file and the key, or the variable, for a bad value of those.
+    """
+    given = {} if file is None else read_file(file)
+    given |= read_environment(environ)
+    given |= {
+        name: Given(value, COMMAND_LINE)
+        for name, value in options.items()
+        if value is not None and value != ()
+    }
+    given["source"] = Given(Settings.source.kind.parse(source), COMMAND_LINE)
+    given["mountpoint"] = Given(Settings.mountpoint.kind.parse(mountpoint), COMMAND_LINE)
+    return Settings(given)
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
+    """What variables such as ``CACHEFS_MAX_SIZE`` set, by the names of settings; an empty one sets
+    nothing. Raises InvalidValueError, naming the variable."""
+    given: dict[str, Given] = {}
+    for setting in Settings.all():
+        text = "" if setting.positional else environ.get(setting.variable, "")
+        if not text:
+            continue
+        try:
+            value = setting.kind.from_text(text)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"{setting.variable}: {error}") from None
+        given[setting.name] = Given(value, f"environment {setting.variable}")
+    return given
+
+
+def read_file(path: Path) -> dict[str, Given]:
+    """What a TOML file sets, by the names of settings; its keys are the options without dashes.
+
+    A relative path in it is meant from the file's own directory. Raises
+    :class:`~cachefs.errors.InvalidValueError`, naming the file and the key, for a file that cannot
+    be read, an unknown key or a bad value.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidValueError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"{path}: not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidValueError(f"{path}: not TOML: {error}") from error
+    known = {setting.key: setting for setting in Settings.all() if not setting.positional}
+    unknown = sorted(document.keys() - known.keys())
+    if unknown:
+        names = ", ".join(map(quoted, unknown))
+        raise InvalidValueError(f"{path}: unknown {names}; known are {', '.join(known)}")
+    place = path.absolute()
+    given: dict[str, Given] = {}
+    for key, value in document.items():
+        try:
+            read = known[key].kind.from_plain(value, place.parent)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"{path}: {key}: {error}") from None
+        given[known[key].name] = Given(read, f"file {place}")
+    return given
