@@ -18,6 +18,7 @@ from cachefs.evictor import Evictor
 from cachefs.fetcher import FetcherPortal
 from cachefs.image import ImageRecord, State
 from cachefs.settings import RunningSettings, Setting
+from cachefs.vfs.hits import Hits
 from cachefs.vfs.images import Images
 
 
@@ -53,6 +54,7 @@ class Operator:
         images: Images,
         settings: RunningSettings,
         *,
+        hits: Hits,
         worker: WorkerStatus,
         transport: TransportStatus,
     ) -> None:
@@ -61,6 +63,7 @@ class Operator:
         self._fetcher = fetcher
         self._evictor = evictor
         self._images = images
+        self._hits = hits
         self._settings = settings
         self._worker = worker
         self._transport = transport
@@ -176,6 +179,7 @@ class Operator:
 
     def cached_record(self, image_id: str) -> ImageRecord | None:
         """The record of a cached image."""
+        self._hits.write()
         entry = self._store.quick.get(image_id)
         return cached_record(entry) if entry else None
 
@@ -189,6 +193,7 @@ class Operator:
 
     def pinned_record(self, image_id: str) -> ImageRecord | None:
         """The record of a pinned image."""
+        self._hits.write()
         entry = self._store.quick.get(image_id)
         return cached_record(entry) if entry and entry.pinned else None
 
@@ -251,7 +256,7 @@ class Operator:
             "min_free": str(self._settings.current.min_free),
             "reserved": usage.reserved,
             "images": totals.images,
-            "hits": self._images.hits,
+            "hits": self._hits.total,
             "misses": self._images.misses,
             "evictions": self._store.quick.evictions,
             "queued": len(self._queued(under_way)),

@@ -51,7 +51,7 @@ class Records:
 
 
 class RecordDirectory(Directory):
-    """The node of a declared directory; *room* is its files' room of inode numbers."""
+    """The node of a declared directory; *kind* is that of its files."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class RecordDirectory(Directory):
         operator: Operator,
         *,
         inode: int,
-        room: int,
+        kind: int,
         serials: Serials,
         gid: int | None,
     ) -> None:
         self.declared = declared
         self.operator = operator
-        self.room = room
+        self.kind = kind
         self.names = Names(serials)
         changeable = declared.create is not None or declared.remove is not None
         group = 0o020 if gid is not None else 0
@@ -136,7 +136,7 @@ class RecordNode(Node):
     def attributes(self) -> Attributes:
         directory = self.directory
         return Attributes(
-            join(directory.room, self.serial),
+            join(directory.kind, self.serial),
             directory.file_mode,
             gid=directory.attributes().gid,
         )

@@ -15,7 +15,7 @@ from cachefs.control.records import RecordDirectory, Records
 from cachefs.image import check_image_id
 from cachefs.settings import Setting, Settings
 from cachefs.units import parse_seconds
-from cachefs.vfs.inodes import CONTROL_INODE, FIRST_CONTROL_FILE_INODE, Room, Serials
+from cachefs.vfs.inodes import CONTROL_INODE, FIRST_CONTROL_FILE_INODE, NodeKind, Serials
 from cachefs.vfs.nodes import FixedDirectory, Node
 from cachefs.vfs.tree import Nodes
 
@@ -131,24 +131,25 @@ TABLE: tuple[Declaration, ...] = (
 def build(
     operator: Operator, serials: Serials, gid: int | None
 ) -> tuple[FixedDirectory, list[Node], dict[int, Nodes]]:
-    """The directory ``control/``, its fixed nodes, and the rooms of its record directories.
+    """The directory ``control/``, its fixed nodes, and the nodes of its record directories by
+    their kind.
 
     With *gid* the group may write what the owner may.
     """
     directory = FixedDirectory(CONTROL_INODE)
     nodes: list[Node] = [directory]
-    rooms: dict[int, Nodes] = {}
+    kinds: dict[int, Nodes] = {}
     for number, declared in enumerate(TABLE):
         inode = FIRST_CONTROL_FILE_INODE + number
         node: Node
         if isinstance(declared, Records):
-            room = Room.RECORD + len(rooms)
+            kind = NodeKind.RECORD + len(kinds)
             node = RecordDirectory(
-                declared, operator, inode=inode, room=room, serials=serials, gid=gid
+                declared, operator, inode=inode, kind=kind, serials=serials, gid=gid
             )
-            rooms[room] = Nodes(node.find, node.names.forget)
+            kinds[kind] = Nodes(node.find, node.names.forget)
         else:
             node = ControlFile(declared, operator, inode, gid)
         directory.add(declared.name, node)
         nodes.append(node)
-    return directory, nodes, rooms
+    return directory, nodes, kinds

@@ -1,7 +1,7 @@
 """pyfuse3's requests, turned into calls of nodes and back.
 
-Owns handles and the shape of replies. Knows no file by name and decides nothing: which inode number
-is what, who may do what and what a file holds are the tree's."""
+Owns open directories and the shape of replies. Knows no file by name and decides nothing: which
+inode number is what, who may do what and what a file holds are the tree's."""
 
 import os
 import time
@@ -26,10 +26,12 @@ from pyfuse3 import (
 
 from cachefs.errors import NotPermittedError, ReadOnlyError
 from cachefs.fuse.boundary import answers
-from cachefs.fuse.handles import Handles, inode_of
+from cachefs.fuse.listings import Listings
 from cachefs.image import MAX_ID_BYTES
+from cachefs.vfs.handles import inode_of
 from cachefs.vfs.inodes import Serials
-from cachefs.vfs.nodes import NOBODY, Attributes, Caller, Directory, OpenFile, Space
+from cachefs.vfs.nodes import NOBODY, Attributes, Caller, Directory, OpenFile, StatFS
+from cachefs.vfs.open_files import OpenFiles
 from cachefs.vfs.tree import Tree
 
 PAGE = 256
@@ -42,19 +44,26 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 class Operations(pyfuse3.Operations):
-    """The filesystem of *tree*. *space* measures the room for statfs."""
+    """The filesystem of *tree*; *files* is the registry of what is open, *statfs* measures."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, tree: Tree, serials: Serials, space: Callable[[], Awaitable[Space]]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        serials: Serials,
+        files: OpenFiles,
+        statfs: Callable[[], Awaitable[StatFS]],
+    ) -> None:
         super().__init__()
         self._tree = tree
-        self._space = space
+        self._files = files
+        self._listings = Listings(serials)
+        self._statfs = statfs
         self._uid, self._gid = os.getuid(), os.getgid()
         self._started_ns = time.time_ns()  # for nodes that have no times of their own
-        self.handles = Handles(serials)
 
     # Names
 
@@ -81,8 +90,10 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         node, file = await self._directory(parent_inode).create(name, _caller(ctx))
         attributes = node.attributes()
-        number = FileHandleT(self.handles.add(file, attributes.inode))
-        return FileInfo(fh=number, direct_io=file.direct), self._entry(attributes)
+        grant = self._files.grant(file, attributes.inode)
+        return FileInfo(fh=FileHandleT(grant.handle), direct_io=file.direct), self._entry(
+            attributes
+        )
 
     @answers
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -127,7 +138,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        space = await self._space()
+        space = await self._statfs()
         stat = StatvfsData()
         stat.f_bsize = stat.f_frsize = BLOCK
         stat.f_blocks = space.total // BLOCK
@@ -141,37 +152,43 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         writing = bool(flags & _WRITING)
         file = await self._tree.node(inode).open(_caller(ctx), writing=writing)
-        number = FileHandleT(self.handles.add(file, inode))
-        return FileInfo(fh=number, direct_io=file.direct, keep_cache=not file.direct)
+        grant = self._files.grant(file, inode)
+        return FileInfo(
+            fh=FileHandleT(grant.handle),
+            direct_io=file.direct,
+            keep_cache=not file.direct,
+        )
 
     @answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         # pyfuse3 takes any buffer, and replies before anything else runs: see vfs.reader
-        file = self.handles.file(fh) or await self._resumed(fh)
+        file = await self._file(fh)
         return await file.read(off, size)  # type: ignore[return-value]
 
     @answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        file = self.handles.file(fh) or await self._resumed(fh)
+        file = await self._file(fh)
         return await file.write(off, buf)
 
     @answers
     async def release(self, fh: FileHandleT) -> None:
-        self.handles.release(fh)
+        grant = self._files.opened(fh)
+        if grant is not None:  # else it was opened through an earlier worker
+            grant.close()
 
     # Directories
 
     @answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         listing = await self._directory(inode).open_listing()
-        return FileHandleT(self.handles.add_listing(inode, listing))
+        return FileHandleT(self._listings.add(inode, listing))
 
     @answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        listing = self.handles.listing(fh)
+        listing = self._listings.get(fh)
         if listing is None:
             listing = await self._directory(inode_of(fh)).open_listing()
-            self.handles.resume_listing(fh, listing)
+            self._listings.resume(fh, listing)
         position = start_id
         while page := listing.page(position, PAGE):
             for item in page:
@@ -185,7 +202,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def releasedir(self, fh: FileHandleT) -> None:
-        self.handles.release_listing(fh)
+        self._listings.release(fh)
 
     # What no file here allows
 
@@ -251,11 +268,14 @@ class Operations(pyfuse3.Operations):
             raise ReadOnlyError("images are read-only")
         raise NotPermittedError("control files cannot be changed in this way")
 
-    async def _resumed(self, number: int) -> OpenFile:
-        """A file that was opened through an earlier daemon, opened anew. Raises StaleError."""
-        file = await self._tree.node(inode_of(number)).open(NOBODY, writing=True)
-        self.handles.resume(number, file)
-        return file
+    async def _file(self, handle: int) -> OpenFile:
+        """What is open under *handle*; what was opened through an earlier worker is opened anew.
+        Raises StaleError."""
+        grant = self._files.opened(handle)
+        if grant is None:
+            file = await self._tree.node(inode_of(handle)).open(NOBODY, writing=True)
+            grant = self._files.resume(handle, file)
+        return grant.file
 
     def _directory(self, inode: int) -> Directory:
         node = self._tree.node(inode)

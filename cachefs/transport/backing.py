@@ -1,7 +1,10 @@
-"""Which files stand behind which nodes: what the relay asks of the filesystem above it.
+"""The files behind nodes: what a transport asks of the filesystem above it.
 
 Owns that protocol, and what an error in its implementation means here: no answer, and so the way
 through pyfuse3. Knows no message, no device and no image.
+
+One up-call opens a file, :meth:`Backing.open`, and one gives it back, :meth:`Grant.close`. A file
+answers by itself which descriptor it may be read from, as go-fuse's ``FilePassthroughFder`` does.
 """
 
 import logging
@@ -13,94 +16,92 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class Grant(Protocol):
+    """A file that is open under the number *handle*; one object for all opens that share it."""
+
+    @property
+    def handle(self) -> int:
+        """The number by which the kernel knows it."""
+
+    @property
+    def fd(self) -> int | None:
+        """A descriptor of the complete, immutable file that all reads may go to without the daemon
+        from now on, or None. The transport does not keep it: the kernel has its own reference
+        before the answer to the open is written. A value, not a question: to read it is no
+        up-call."""
+
+    def read_fd(self, start: int, stop: int) -> int | None:
+        """A descriptor of a file, as long as the node, whose bytes [*start*, *stop*) are final, so
+        that a READ of them may be answered from it; or None to have pyfuse3 asked."""
+
+    def close(self) -> None:
+        """Give one open back: once for each open that the kernel has been granted, or was to be."""
+
+
 class Backing(Protocol):
     """Asked by the relay in its pump, so a look-up in memory, never a wait."""
 
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        """A descriptor of the complete, immutable file that all reads of *nodeid* may go to without
-        the daemon from now on, or None. The relay does not keep it: it is needed only during the
-        call that follows, and may be closed after the last release.
+    def open(self, nodeid: int, flags: int) -> Grant | None:
+        """Open the node (*flags* are those of ``open(2)``) and count the open, or None to have
+        pyfuse3 asked. Called again, in the next worker, if this one dies before the kernel has the
+        answer."""
 
-        Asked once for the first of several concurrent opens of a node; the others follow it."""
-
-    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
-        """A descriptor of a file, as long as the node, whose bytes [*start*, *stop*) are final, so
-        that the relay may answer a READ of them by itself; or None to have pyfuse3 asked."""
-
-    def open_here(self, nodeid: int, flags: int) -> int | None:
-        """The handle of an open that is granted without asking pyfuse3 (*flags* are those of
-        ``open(2)``), or None to have it asked. Called again, in the next worker, if this one dies
-        before the kernel has the answer."""
-
-    def opened_here(self, nodeid: int) -> None:
-        """The kernel has the answer of :meth:`open_here`. What this does keeps nobody waiting but
-        who comes next; of a worker that dies just then, it is not done."""
-
-    def release_here(self, nodeid: int, fh: int) -> bool:
-        """Whether *fh* was granted by :meth:`open_here`, of this worker or one before, so that its
-        RELEASE is not pyfuse3's either. It is closed then."""
+    def opened(self, handle: int) -> Grant | None:
+        """The file that is open under *handle*, whoever asked for it; None where there is none, of
+        another worker's time for one, so that its requests are pyfuse3's."""
 
 
 class NoBacking:
     """The policy of a filesystem without backing files."""
 
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:  # noqa: ARG002 - a protocol
-        """None: no passthrough."""
-        return None
-
-    def read_fd(
-        self,
-        nodeid: int,  # noqa: ARG002 - a protocol
-        fh: int,  # noqa: ARG002 - a protocol
-        start: int,  # noqa: ARG002 - a protocol
-        stop: int,  # noqa: ARG002 - a protocol
-    ) -> int | None:
-        """None: every READ is pyfuse3's."""
-        return None
-
-    def open_here(self, nodeid: int, flags: int) -> int | None:  # noqa: ARG002 - a protocol
+    def open(self, nodeid: int, flags: int) -> Grant | None:  # noqa: ARG002 - a protocol
         """None: every OPEN is pyfuse3's."""
         return None
 
-    def opened_here(self, nodeid: int) -> None:
-        """Nothing is opened here."""
-
-    def release_here(self, nodeid: int, fh: int) -> bool:  # noqa: ARG002 - a protocol
-        """False: every RELEASE is pyfuse3's."""
-        return False
+    def opened(self, handle: int) -> Grant | None:  # noqa: ARG002 - a protocol
+        """None: every READ and RELEASE is pyfuse3's."""
+        return None
 
 
 class Guarded:
-    """A :class:`Backing` whose errors are logged and mean that it does not know: a bug up there
-    costs speed, and never the mount."""
+    """A :class:`Backing` whose errors, and those of what it grants, are logged and mean that it
+    does not know: a bug up there costs speed, and never the mount."""
 
     def __init__(self, backing: Backing) -> None:
         self._backing = backing
 
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        """See :meth:`Backing.backing_fd`."""
-        return _guard(nodeid, None, lambda: self._backing.backing_fd(nodeid, fh))
+    def open(self, nodeid: int, flags: int) -> Grant | None:
+        """See :meth:`Backing.open`."""
+        return _guard(None, lambda: self._backing.open(nodeid, flags))
 
-    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
-        """See :meth:`Backing.read_fd`."""
-        return _guard(nodeid, None, lambda: self._backing.read_fd(nodeid, fh, start, stop))
+    def opened(self, handle: int) -> Grant | None:
+        """See :meth:`Backing.opened`."""
+        return _guard(None, lambda: self._backing.opened(handle))
 
-    def open_here(self, nodeid: int, flags: int) -> int | None:
-        """See :meth:`Backing.open_here`."""
-        return _guard(nodeid, None, lambda: self._backing.open_here(nodeid, flags))
+    def read_fd(self, handle: int, start: int, stop: int) -> int | None:
+        """See :meth:`Grant.read_fd`; None where nothing is open under *handle*."""
 
-    def opened_here(self, nodeid: int) -> None:
-        """See :meth:`Backing.opened_here`."""
-        _guard(nodeid, None, lambda: self._backing.opened_here(nodeid))
+        def ask() -> int | None:
+            grant = self._backing.opened(handle)
+            return grant.read_fd(start, stop) if grant else None
 
-    def release_here(self, nodeid: int, fh: int) -> bool:
-        """See :meth:`Backing.release_here`."""
-        return _guard(nodeid, False, lambda: self._backing.release_here(nodeid, fh))
+        return _guard(None, ask)
+
+    def close(self, handle: int) -> bool:
+        """See :meth:`Grant.close`; False where nothing is open under *handle*."""
+
+        def give_back() -> bool:
+            grant = self._backing.opened(handle)
+            if grant is not None:
+                grant.close()
+            return grant is not None
+
+        return _guard(False, give_back)
 
 
-def _guard(nodeid: int, otherwise: T, ask: Callable[[], T]) -> T:
+def _guard(otherwise: T, ask: Callable[[], T]) -> T:
     try:
         return ask()
     except Exception:
-        log.exception("asked for the file behind node %d", nodeid)
+        log.exception("asked for the file behind a node")
         return otherwise

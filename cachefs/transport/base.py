@@ -59,7 +59,3 @@ class Transport(Protocol):
     def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """Have the kernel forget a name; with *deleted*, the node that stood there, inotify
         watchers hear of its deletion. Never blocks, as :meth:`invalidate_inode`."""
-
-    def unmount(self) -> None:
-        """Detach the mount lazily: no new open is possible, :meth:`serve` returns after the last
-        close."""

@@ -165,7 +165,7 @@ class Exchange:
         unique = next(iter(self._queued))
         message = self._queued.pop(unique)
         _, _, _, nodeid, _, _, pid, _, _ = wire.IN_HEADER.unpack_from(message)
-        if self._read_here(unique, nodeid, memoryview(message)):
+        if self._read_here(unique, memoryview(message)):
             return None
         self._out[unique] = Pending(_READ, nodeid, pid)
         return message
@@ -192,14 +192,14 @@ class Exchange:
         )
         self._opens.passthrough = bool(wire.init_out(reply).flags & wire.InitFlag.PASSTHROUGH)
 
-    def _read_here(self, unique: int, nodeid: int, message: memoryview) -> bool:
+    def _read_here(self, unique: int, message: memoryview) -> bool:
         """Answer a READ from the file's page cache; False where pyfuse3 has to.
 
         A read that got less than it asked for, and not because the file ends, is not an answer: the
         kernel takes a short answer for the end of the file (``fuse_short_read``).
         """
         fh, offset, size = wire.read_in(message)
-        fd = self._backing.read_fd(nodeid, fh, offset, offset + size)
+        fd = self._backing.read_fd(fh, offset, offset + size)
         if fd is None or size > MAX_IO:
             return False
         try:
@@ -219,21 +219,19 @@ class Exchange:
         return True
 
     def _open_here(self, unique: int, nodeid: int, flags: int) -> bool:
-        fh = self._backing.open_here(nodeid, flags)
-        if fh is None:
+        grant = self._backing.open(nodeid, flags)
+        if grant is None:
             return False
-        reply = wire.open_reply(unique, fh, wire.OpenFlag.KEEP_CACHE)
-        refused = self._opens.answer_open(nodeid, flags, memoryview(reply), create=False)
+        reply = memoryview(wire.open_reply(unique, grant.handle, wire.OpenFlag.KEEP_CACHE))
+        refused = self._opens.answer_open(nodeid, flags, reply, grant.fd, create=False)
         if refused:
-            self._backing.release_here(nodeid, fh)
+            self._backing.close(grant.handle)
             if refused != errno.ENOENT:
                 self._write(wire.error_reply(unique, refused), unique)
-        else:
-            self._backing.opened_here(nodeid)
         return True
 
     def _release_here(self, unique: int, nodeid: int, message: memoryview) -> bool:
-        released = self._backing.release_here(nodeid, wire.release_in_fh(message))
+        released = self._backing.close(wire.release_in_fh(message))
         if released:
             self._opens.answer_release(nodeid, memoryview(wire.error_reply(unique, 0)))
         return released
@@ -333,7 +331,9 @@ class Exchange:
     def _answer_open(self, pending: Pending, message: memoryview, unique: int) -> None:
         create = pending.opcode == _CREATE
         nodeid = wire.entry_nodeid(message) if create else pending.nodeid
-        refused = self._opens.answer_open(nodeid, pending.flags, message, create=create)
+        grant = self._backing.opened(wire.open_out(message, create=create).fh)
+        fd = grant.fd if grant else None
+        refused = self._opens.answer_open(nodeid, pending.flags, message, fd, create=create)
         if refused:
             self._give_back(pending, message)
             if refused != errno.ENOENT:

@@ -38,7 +38,6 @@ from contextlib import suppress
 from cachefs.kernel import wire
 from cachefs.kernel.device import Connection
 
-from .backing import Guarded
 from .table import IOMode, OpenTable, Slot, TableFullError
 
 log = logging.getLogger(__name__)
@@ -49,12 +48,9 @@ _COMPLAIN_EVERY = 60.0  # seconds between two warnings of the same kind
 class Passthrough:
     """The open nodes of one connection. All methods are for the pump's task only."""
 
-    def __init__(
-        self, connection: Connection, table: OpenTable, backing: Guarded, *, passthrough: bool
-    ) -> None:
+    def __init__(self, connection: Connection, table: OpenTable, *, passthrough: bool) -> None:
         self._connection = connection
         self._table = table
-        self._backing = backing
         self.passthrough = passthrough
         self._complained = -_COMPLAIN_EVERY
 
@@ -79,14 +75,17 @@ class Passthrough:
             if slot.opens == 0:
                 self._forget(nodeid, slot)
 
-    def answer_open(self, nodeid: int, open_flags: int, reply: memoryview, *, create: bool) -> int:
+    def answer_open(
+        self, nodeid: int, open_flags: int, reply: memoryview, fd: int | None, *, create: bool
+    ) -> int:
         """Write a successful answer to OPEN or CREATE, amended, to the kernel.
 
-        *open_flags* are those of ``open(2)``. Returns 0, or the errno for which the open cannot be:
-        then the kernel has not been answered, or is not there to hear it, and libfuse holds a
-        handle that must be released.
+        *open_flags* are those of ``open(2)``, *fd* is the file's
+        :attr:`~cachefs.transport.backing.Grant.fd`. Returns 0, or the errno for which the open
+        cannot be: then the kernel has not been answered, or is not there to hear it, and the open
+        must be given back.
         """
-        fh, flags, _ = wire.open_out(reply, create=create)
+        _, flags, _ = wire.open_out(reply, create=create)
         slot = self._table.get(nodeid)
         backing_id = 0
         if flags & wire.OpenFlag.DIRECT_IO:
@@ -95,8 +94,9 @@ class Passthrough:
             value = slot._replace(opens=slot.opens + 1)
         else:
             opens = slot.opens + 1 if slot else 1
-            if self.passthrough and not create and open_flags & os.O_ACCMODE == os.O_RDONLY:
-                backing_id = self._make_backing_id(nodeid, fh)
+            readable = not create and open_flags & os.O_ACCMODE == os.O_RDONLY
+            if self.passthrough and fd is not None and readable:
+                backing_id = self._make_backing_id(fd)
             mode = IOMode.PASSTHROUGH if backing_id else IOMode.CACHED
             value = Slot(opens, backing_id, mode)
         if value.mode is IOMode.PASSTHROUGH and not create:
@@ -135,10 +135,7 @@ class Passthrough:
         """The open nodes and how often each is open."""
         return {nodeid: slot.opens for nodeid, slot in self._table.nodes().items()}
 
-    def _make_backing_id(self, nodeid: int, fh: int) -> int:
-        fd = self._backing.backing_fd(nodeid, fh)
-        if fd is None:
-            return 0
+    def _make_backing_id(self, fd: int) -> int:
         self._table.intend()
         try:
             return self._connection.open_backing(fd)

@@ -101,10 +101,6 @@ class PlainTransport:
         arguments = pyfuse3.InodeT(parent), pyfuse3.FileNameT(name), pyfuse3.InodeT(deleted)
         self._notifier.call(lambda: pyfuse3.invalidate_entry(*arguments))
 
-    def unmount(self) -> None:
-        """See :meth:`cachefs.transport.base.Transport.unmount`."""
-        mounting.unmount(self._mountpoint)
-
     def _words(self) -> set[str]:
         options = self._options
         words = {

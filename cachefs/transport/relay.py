@@ -106,9 +106,7 @@ class RelayTransport:
         self._gate = gate or OpenGate()
         self._table = OpenTable(table_fd)
         guarded = Guarded(backing or NoBacking())
-        self._opens = Passthrough(
-            self._connection, self._table, guarded, passthrough=info.passthrough
-        )
+        self._opens = Passthrough(self._connection, self._table, passthrough=info.passthrough)
         self._notifier = Notifier()
         self._exchange = Exchange(
             self._connection,
@@ -191,10 +189,6 @@ class RelayTransport:
             self._write_notification(wire.delete(parent, deleted, name))
         else:
             self._write_notification(wire.inval_entry(parent, name))
-
-    def unmount(self) -> None:
-        """See :meth:`cachefs.transport.base.Transport.unmount`."""
-        mounting.unmount(self._mountpoint)
 
     @property
     def open_nodes(self) -> dict[int, int]:

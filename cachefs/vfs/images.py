@@ -1,8 +1,9 @@
 """``images/``: one read-only file for each image, cached or yet to be fetched.
 
 A cached image and the same image while it was fetched are two nodes with two inode numbers, because
-an inode's pages and I/O mode are one thing for the kernel. Owns the open files and what is
-remembered of the source's answers; fetching is the fetcher's, deciding the cache's."""
+an inode's pages and I/O mode are one thing for the kernel. Owns the nodes and what is remembered of
+the source's answers; open files are :mod:`cachefs.vfs.image_files`'s, fetching is the fetcher's,
+deciding the cache's."""
 
 import stat
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from cachefs.errors import ImageExistsError, ImageNotFoundError, ReadOnlyError, 
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
-from cachefs.vfs.inodes import IMAGES_INODE, Room, Serials, join
+from cachefs.vfs.hits import Hits
+from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, Serials, join
 from cachefs.vfs.nodes import (
     MAX_TIMEOUT,
     Attributes,
@@ -26,7 +29,6 @@ from cachefs.vfs.nodes import (
     Node,
     OpenFile,
 )
-from cachefs.vfs.opened import OpenImages
 from cachefs.vfs.waiting import unless_interrupted
 
 NAME_TIMEOUT = 1.0
@@ -49,7 +51,7 @@ class CachedNode(Node):
     def attributes(self) -> Attributes:
         entry = self.entry
         return Attributes(
-            join(Room.CACHED, entry.inode),
+            join(NodeKind.CACHED, entry.inode),
             _FILE_MODE,
             entry.size,
             mtime_ns=int(entry.last_modified * 1e9),
@@ -64,7 +66,7 @@ class CachedNode(Node):
         return self._images.open_cached(self.entry)
 
     def xattrs(self) -> dict[str, bytes]:
-        entry = self.entry
+        entry = self._images.current(self.entry)
         return _xattrs(
             state=State.CACHED,
             hits=entry.hits,
@@ -78,7 +80,7 @@ class CachedNode(Node):
 
 @dataclass(slots=True)
 class LazyNode(Node):
-    """``images/ID`` of an image that is not cached: *flight* is None until somebody opens it."""
+    """``images/ID`` of an image that is not cached: *flight* is None until it is opened."""
 
     images: "Images"
     image: SourceImage
@@ -89,7 +91,7 @@ class LazyNode(Node):
 
     def attributes(self) -> Attributes:
         return Attributes(
-            join(Room.LAZY, self.serial),
+            join(NodeKind.LAZY, self.serial),
             _FILE_MODE,
             self.image.size,
             entry_timeout=NAME_TIMEOUT,
@@ -123,7 +125,8 @@ class Images(Directory):
         store: QuickStore,
         fetcher: Fetcher,
         serials: Serials,
-        opened: OpenImages,
+        files: ImageFiles,
+        hits: Hits,
         *,
         fetch_on_miss: bool,
     ) -> None:
@@ -131,15 +134,11 @@ class Images(Directory):
         self._fetcher = fetcher
         self._serials = serials
         self._fetch_on_miss = fetch_on_miss
-        self._opened = opened
+        self._files = files
+        self._hits = hits
         self._lazy: dict[int, LazyNode] = {}
         self._lazy_by_id: dict[str, LazyNode] = {}
         self.misses = 0
-
-    @property
-    def hits(self) -> int:
-        """Opens of cached images since this daemon's start."""
-        return self._opened.hits
 
     def attributes(self) -> Attributes:
         return Attributes(
@@ -180,7 +179,7 @@ class Images(Directory):
 
     def cached_node(self, serial: int) -> Node:
         """The node of a cached image, also of one evicted that is still open. Raises StaleError."""
-        entry = self._store.by_inode(serial) or self._opened.entry(serial)
+        entry = self._store.by_inode(serial) or self._files.entry(serial)
         if entry is None:
             raise StaleError(f"image number {serial} has been evicted")
         return CachedNode(self, entry)
@@ -203,13 +202,16 @@ class Images(Directory):
             if self._lazy_by_id.get(node.image.image_id) is node:
                 del self._lazy_by_id[node.image.image_id]
 
+    def current(self, entry: Entry) -> Entry:
+        """The record as it is now, hits of this moment included; *entry* of an evicted image."""
+        self._hits.write()
+        return self._store.by_inode(entry.inode) or entry
+
     # Opening
 
     def open_cached(self, entry: Entry) -> OpenFile:
-        """Open a cached image and count the hit. Raises StaleError where it has gone meanwhile."""
-        file = self._opened.cached(entry)
-        self._opened.count_hit(entry.image_id)
-        return file
+        """Open a cached image, a hit. Raises StaleError where it has gone meanwhile."""
+        return self._files.cached(join(NodeKind.CACHED, entry.inode), entry.image_id)
 
     async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:
         """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it
@@ -222,7 +224,7 @@ class Images(Directory):
                 raise StaleError(f"image {image_id!r} is another by now")
             flight = node.flight = self._fetcher.start(node.image)
         try:
-            file = await self._opened.lazy(node.serial, flight, caller)
+            file = await self._files.lazy(node.serial, flight, caller)
         except ImageExistsError as error:  # another process was faster
             raise StaleError(str(error)) from error
         flight.count_hit()
@@ -234,7 +236,7 @@ class Images(Directory):
         Returns the inodes whose pages nobody may read any more, because it failed."""
         self._lazy_by_id.pop(flight.image.image_id, None)
         nodes = [node for node in self._lazy.values() if node.flight is flight]
-        return [join(Room.LAZY, node.serial) for node in nodes if flight.error is not None]
+        return [join(NodeKind.LAZY, node.serial) for node in nodes if flight.error is not None]
 
     # Inside
 

@@ -1,9 +1,9 @@
-"""Inode numbers: which room of the filesystem a number belongs to, and the numbers given to names.
+"""Inode numbers: which kind of node a number stands for, and the numbers given to names.
 
-A number is 8 bits of :class:`Room` and 56 bits of serial. Within the life of a mount a number means
-one thing only, since the kernel's page cache goes by it: a cached image has its driver's serial,
-everything else one made of the clock, so that a daemon started again does not repeat an earlier
-one's."""
+A number is 8 bits of :class:`NodeKind` and 56 bits of serial. Within the life of a mount a number
+means one thing only, since the kernel's page cache goes by it: a cached image has its driver's
+serial, everything else one made of the clock, so that a daemon started again does not repeat an
+earlier one's."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from enum import IntEnum
 SERIAL_BITS = 56
 
 
-class Room(IntEnum):
+class NodeKind(IntEnum):
     """The kinds of nodes, as the top byte of their inode numbers."""
 
     FIXED = 0
@@ -34,13 +34,13 @@ CONTROL_INODE = 3
 FIRST_CONTROL_FILE_INODE = 16
 
 
-def join(room: int, serial: int) -> int:
-    """The inode number of *serial* in *room*."""
-    return room << SERIAL_BITS | serial
+def join(kind: int, serial: int) -> int:
+    """The inode number of the node *serial* of *kind*."""
+    return kind << SERIAL_BITS | serial
 
 
 def split(inode: int) -> tuple[int, int]:
-    """Room and serial of an inode number."""
+    """Kind and serial of an inode number."""
     return inode >> SERIAL_BITS, inode & ((1 << SERIAL_BITS) - 1)
 
 

@@ -53,7 +53,7 @@ class Attributes:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class StatFS:
     """The filesystem's room: *total* bytes and those still *free*, and how many *images* there
     are."""
 
@@ -83,10 +83,17 @@ class Listing(Protocol):
 
 class OpenFile:
     """An open file. *direct* keeps the kernel from caching its bytes; *handle* is the number by
-    which the kernel knows it, 0 where any will do."""
+    which the kernel knows it, 0 where any will do. *fd* is a descriptor of the whole file where it
+    is complete and never changes, so that the kernel may read it without asking."""
 
     direct = True
     handle = 0
+    fd: int | None = None
+
+    def read_fd(self, start: int, stop: int) -> int | None:
+        """A descriptor of a file, as long as this one, whose bytes [*start*, *stop*) are final; or
+        None, and :meth:`read` is to be asked."""
+        return None
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """At most *size* bytes from *offset* on; fewer only at the end of the file.
@@ -100,7 +107,7 @@ class OpenFile:
         raise ReadOnlyError("this file cannot be written")
 
     def close(self) -> None:
-        """The last descriptor is gone."""
+        """The last open is closed."""
 
 
 class Node:

@@ -4,51 +4,51 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachefs.errors import StaleError
-from cachefs.vfs.inodes import IMAGES_INODE, Room, split
+from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, split
 from cachefs.vfs.nodes import Node
 
 
 def _never_forget(serial: int, lookups: int) -> None:
-    """For rooms whose nodes are found without being remembered."""
+    """For kinds of nodes that are found without being remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """How a room finds the node of a serial (raises StaleError), and hears that the kernel
-    forgets."""
+    """How nodes of a kind are found: *find* gives the node of a serial (raises StaleError),
+    *forget* hears that the kernel has dropped some references to it."""
 
     find: Callable[[int], Node]
     forget: Callable[[int, int], None] = _never_forget
 
 
 class Tree:
-    """Nodes by inode number, room by room (see :class:`cachefs.vfs.inodes.Room`)."""
+    """Nodes by inode number (see :class:`cachefs.vfs.inodes.NodeKind`)."""
 
-    def __init__(self, rooms: dict[int, Nodes]) -> None:
-        self._rooms = rooms
+    def __init__(self, kinds: dict[int, Nodes]) -> None:
+        self._kinds = kinds
 
     def node(self, inode: int) -> Node:
         """The node of an inode number. Raises StaleError where it means nothing any more."""
-        room, serial = split(inode)
+        kind, serial = split(inode)
         try:
-            nodes = self._rooms[room]
+            nodes = self._kinds[kind]
         except KeyError:
-            raise StaleError(f"inode number {inode} is in no room") from None
+            raise StaleError(f"inode number {inode} is of no kind") from None
         return nodes.find(serial)
 
     def is_image(self, inode: int) -> bool:
         """Whether the number is that of ``images/`` or of a file in it."""
-        return inode == IMAGES_INODE or split(inode)[0] in (Room.CACHED, Room.LAZY)
+        return inode == IMAGES_INODE or split(inode)[0] in (NodeKind.CACHED, NodeKind.LAZY)
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel has dropped *lookups* references to an inode."""
-        room, serial = split(inode)
-        if room in self._rooms:
-            self._rooms[room].forget(serial, lookups)
+        kind, serial = split(inode)
+        if kind in self._kinds:
+            self._kinds[kind].forget(serial, lookups)
 
 
 def fixed(nodes: list[Node]) -> Nodes:
-    """The room of the nodes that are always there."""
+    """The nodes that are always there."""
     by_inode = {node.attributes().inode: node for node in nodes}
 
     def find(serial: int) -> Node:

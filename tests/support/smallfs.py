@@ -5,9 +5,9 @@
 The mount shows the files of one directory. A file's inode number is its place in the sorted listing
 plus 2, so it means the same to every worker. What a file does stands in its name:
 
-- ``img*``: complete; the relay may use passthrough (``backing_fd``)
+- ``img*``: complete; the relay may use passthrough (its grant has an ``fd``)
 - ``here*``: the relay may read it by itself (``read_fd``), no passthrough
-- ``imgq*``, ``hereq*``: and opened by the relay itself, too (``open_here``)
+- ``imgq*``, ``hereq*``: and opened by the relay itself, too (``open``)
 - ``slow*``: read by pyfuse3 after a pause; anything else: read by pyfuse3
 - ``stuckopen*``, ``stuckread*``, ``stuckattr*``: that request is never answered
 - ``stucklookup*``: looking it up never ends, whether it exists or not
@@ -66,6 +66,7 @@ class Files:
         }
         self.inodes = {name: number + 2 for number, name in enumerate(self.names)}
         self.passthrough = True
+        self.seen: Counter[str] = Counter()
         self.here = {i: self.fds[i] for n, i in self.inodes.items() if n.startswith("here")}
         self.quick = {i for n, i in self.inodes.items() if n.startswith(("imgq", "hereq"))}
         self.images = {i: self.fds[i] for n, i in self.inodes.items() if n.startswith("img")}
@@ -87,17 +88,28 @@ class Files:
             return False
         return True
 
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        return self.images.get(nodeid)
+    def open(self, nodeid: int, flags: int) -> "Grant | None":
+        return Grant(self, nodeid) if nodeid in self.quick else None
 
-    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
-        return self.here.get(nodeid)
+    def opened(self, handle: int) -> "Grant | None":
+        known = handle in self.quick or handle in self.here or handle in self.images
+        return Grant(self, handle) if known else None
 
-    def open_here(self, nodeid: int, flags: int) -> int | None:
-        return nodeid if nodeid in self.quick else None
 
-    def release_here(self, nodeid: int, fh: int) -> bool:
-        return nodeid in self.quick
+class Grant:
+    """A file, open; its handle is its inode number."""
+
+    def __init__(self, files: Files, inode: int) -> None:
+        self.files = files
+        self.handle = inode
+        self.fd = files.images.get(inode)
+
+    def read_fd(self, start: int, stop: int) -> int | None:
+        return self.files.here.get(self.handle)
+
+    def close(self) -> None:
+        if self.handle not in self.files.quick:  # those opens are not in ``seen`` either
+            self.files.seen["release"] += 1
 
 
 class SmallFS(pyfuse3.Operations):
@@ -106,7 +118,7 @@ class SmallFS(pyfuse3.Operations):
     def __init__(self, files: Files) -> None:
         super().__init__()
         self.files = files
-        self.seen: Counter[str] = Counter()
+        self.seen = files.seen
         self.buffer = memoryview(bytearray(1 << 20))
         self.transport: Any = None
         self.text = b""

@@ -7,6 +7,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from cachefs.transport.exchange import Exchange
 from cachefs.transport.passthrough import Passthrough
 from cachefs.transport.table import OpenTable
 
-IMAGE = 10
+IMAGE, HANDLE = 10, 5
 
 
 class FakeConnection(Connection):
@@ -41,9 +42,27 @@ class FakeConnection(Connection):
         return True
 
 
+@dataclass
+class Granted:
+    """A file that is open."""
+
+    handle: int
+    fd: int | None = None
+    file: int | None = None
+    closed: list[int] = field(default_factory=list)
+
+    def read_fd(self, start: int, stop: int) -> int | None:
+        return self.file
+
+    def close(self) -> None:
+        self.closed.append(self.handle)
+
+
 class Images(NoBacking):
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        return 1 if nodeid == IMAGE else None
+    """What pyfuse3 has opened as :data:`HANDLE` is an image."""
+
+    def opened(self, handle: int) -> Granted | None:
+        return Granted(handle, 1) if handle == HANDLE else None
 
 
 class Bench:
@@ -57,7 +76,7 @@ class Bench:
         self.table_fd = OpenTable.create(slots=64)
         self.table = OpenTable(self.table_fd)
         backing = Guarded(options.pop("backing", None) or Images())
-        self.opens = Passthrough(self.connection, self.table, backing, passthrough=True)
+        self.opens = Passthrough(self.connection, self.table, passthrough=True)
         self.sent: list[bytes] = []
         self.notified: list[bytes] = []
         self.exchange = Exchange(
@@ -234,7 +253,7 @@ def test_an_open_for_writing_is_never_passed_through() -> None:
 
 def test_a_backing_policy_that_raises_is_no_passthrough(caplog: Any) -> None:
     class Broken(NoBacking):
-        def backing_fd(self, nodeid: int, fh: int) -> int | None:
+        def opened(self, handle: int) -> Granted | None:
             raise ValueError("broken")
 
     with bench(backing=Broken()) as b:
@@ -338,7 +357,7 @@ def test_an_interrupt_of_what_is_answered_is_dropped() -> None:
 
 
 def test_in_quarantine_what_is_resent_fails_but_releases_pass() -> None:
-    with bench(quarantine=True) as b:
+    with bench(quarantine=True, backing=NoBacking()) as b:
         unique = 2 | wire.RESEND_BIT
         assert b.request(open_request(unique)) is None
         assert b.received() == wire.error_reply(unique, errno.EIO)
@@ -350,22 +369,17 @@ def test_in_quarantine_what_is_resent_fails_but_releases_pass() -> None:
 
 
 def test_an_open_and_its_release_can_be_answered_without_libfuse() -> None:
-    class Here(Images):
+    class Here(NoBacking):
         def __init__(self) -> None:
             self.held: list[int] = []
-            self.hits: list[int] = []
+            self.closed: list[int] = []
 
-        def open_here(self, nodeid: int, flags: int) -> int | None:
+        def open(self, nodeid: int, flags: int) -> Granted:
             self.held.append(nodeid)
-            return 77
+            return Granted(77, 1, closed=self.closed)
 
-        def opened_here(self, nodeid: int) -> None:
-            self.hits.append(nodeid)
-
-        def release_here(self, nodeid: int, fh: int) -> bool:
-            assert fh == 77
-            self.held.remove(nodeid)
-            return True
+        def opened(self, handle: int) -> Granted | None:
+            return Granted(handle, 1, closed=self.closed) if handle == 77 else None
 
     policy = Here()
     with bench(backing=policy) as b:
@@ -373,10 +387,10 @@ def test_an_open_and_its_release_can_be_answered_without_libfuse() -> None:
         got = b.received()
         assert got is not None
         assert wire.open_out(got) == (77, OpenFlag.PASSTHROUGH, 1)
-        assert (policy.held, policy.hits) == ([IMAGE], [IMAGE])
+        assert (policy.held, policy.closed) == ([IMAGE], [])
         assert b.request(wire.release(4, IMAGE, 77)) is None
         assert b.received() == ok(4)
-        assert policy.held == []
+        assert (policy.held, policy.closed) == ([IMAGE], [77])
         assert b.connection.ids == set()
         assert b.exchange.idle
 
@@ -411,8 +425,8 @@ def test_a_read_interrupted_before_its_turn_is_answered_eintr() -> None:
 
 def test_a_read_is_answered_from_the_file_but_never_short_before_its_end() -> None:
     class Here(NoBacking):
-        def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
-            return file.fileno()
+        def opened(self, handle: int) -> Granted | None:
+            return Granted(handle, file=file.fileno())
 
     with tempfile.TemporaryFile() as file, bench(backing=Here()) as b:
         file.write(b"0123456789")

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from cachefs.kernel import wire
 from cachefs.kernel.wire import OpenFlag
-from cachefs.transport.backing import Guarded, NoBacking
 from cachefs.transport.passthrough import Passthrough
 from cachefs.transport.table import IOMode, OpenTable, Slot, TableFullError
 
@@ -104,12 +103,7 @@ class Memory:
         self.memory.release()
 
 
-class Policy(NoBacking):
-    def __init__(self) -> None:
-        self.images = {IMAGE: 100, OTHER: 101}
-
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        return self.images.get(nodeid)
+FDS = {IMAGE: 100, OTHER: 101}
 
 
 class Worker:
@@ -118,7 +112,7 @@ class Worker:
         self.real = self.table._words, self.table._bytes
         self.table._words = Memory(self.table._words, kernel.steps)  # type: ignore[assignment]
         self.table._bytes = Memory(self.table._bytes, kernel.steps)  # type: ignore[assignment]
-        self.opens = Passthrough(kernel, self.table, Guarded(Policy()), passthrough=True)  # type: ignore[arg-type]
+        self.opens = Passthrough(kernel, self.table, passthrough=True)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.table._words, self.table._bytes = self.real
@@ -129,7 +123,8 @@ class Worker:
             body = wire._OPEN_OUT.pack(node, OpenFlag.KEEP_CACHE, 0)
             header = wire.OUT_HEADER.pack(wire.OUT_HEADER_SIZE + len(body), 0, unique)
             reply = memoryview(bytearray(header + body))
-            assert self.opens.answer_open(node, os.O_RDONLY, reply, create=False) == 0
+            fd = FDS.get(node)
+            assert self.opens.answer_open(node, os.O_RDONLY, reply, fd, create=False) == 0
         else:
             reply = memoryview(bytearray(wire.OUT_HEADER.pack(16, 0, unique)))
             self.opens.answer_release(node, reply)

@@ -4,7 +4,6 @@ step, without a mount."""
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -15,8 +14,10 @@ from cachefs.cache import Held, ImageCache, Layout, Limits, OpenImage, Store
 from cachefs.cache.lock import is_held
 from cachefs.errors import StaleError
 from cachefs.units import Amount
-from cachefs.vfs.inodes import Room, join
-from cachefs.vfs.opened import OpenImages
+from cachefs.vfs.hits import Hits
+from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.inodes import NodeKind, Serials, join
+from cachefs.vfs.open_files import Grant, OpenFiles
 
 
 @pytest.fixture
@@ -28,15 +29,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def opened(store: Store, tmp_path: Path) -> OpenImages:
-    nothing: Any = None  # no fetch is needed
-    opened = OpenImages(store.quick, Held(Layout(tmp_path)), nothing, lasting=True)
-    store.on_evicting(opened.hold)
-    return opened
+def files(store: Store, tmp_path: Path) -> ImageFiles:
+    registry, hits = OpenFiles(Serials()), Hits(store.quick)
+    files = ImageFiles(store.quick, Held(Layout(tmp_path)), registry, hits, lasting=True)
+    store.on_evicting(files.hold)
+    return files
 
 
 def test_an_image_evicted_while_it_is_opened_is_stale_and_nothing_of_it_stays(
-    store: Store, opened: OpenImages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Store, files: ImageFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     entry, before = store.quick.get("a"), descriptors_of(tmp_path)
     assert entry is not None
@@ -49,19 +50,19 @@ def test_an_image_evicted_while_it_is_opened_is_stale_and_nothing_of_it_stays(
 
     monkeypatch.setattr(store.quick, "open_image", evicted_just_then)
     with pytest.raises(StaleError):
-        opened.cached(entry)
+        files.cached(join(NodeKind.CACHED, entry.inode))
     assert descriptors_of(tmp_path) == before
     assert list((tmp_path / ".cachefs" / "held").iterdir()) == []
 
 
 def test_an_image_opened_just_before_its_name_goes_is_held(
-    store: Store, opened: OpenImages, tmp_path: Path
+    store: Store, files: ImageFiles, tmp_path: Path
 ) -> None:
     entry = store.quick.get("a")
     assert entry is not None
-    opened.hold(entry)  # the evicting thread has found it closed
-    file = opened.cached(entry)
-    inode = join(Room.CACHED, entry.inode)
+    files.hold(entry)  # the evicting thread has found it closed
+    inode = join(NodeKind.CACHED, entry.inode)
+    file = open_image(files, inode)
     held = tmp_path / ".cachefs" / "held" / str(inode)
     assert held.samefile(tmp_path / "a")
     store.evict("a")
@@ -70,66 +71,72 @@ def test_an_image_opened_just_before_its_name_goes_is_held(
     assert list((tmp_path / ".cachefs" / "held").iterdir()) == []
 
 
-def open_and_close(opened: OpenImages, store: Store) -> int:
+def open_image(files: ImageFiles, inode: int) -> Grant:
+    grant = files.open(inode, os.O_RDONLY)
+    assert grant is not None
+    assert grant.handle == inode
+    return grant
+
+
+def open_and_close(files: ImageFiles, store: Store) -> int:
     """The image's node, after an open and a close of it by the relay."""
     entry = store.quick.get("a")
     assert entry is not None
-    inode = join(Room.CACHED, entry.inode)
-    assert opened.open_here(inode, os.O_RDONLY) == inode
-    assert opened.release_here(inode, inode)
+    inode = join(NodeKind.CACHED, entry.inode)
+    open_image(files, inode).close()
     return inode
 
 
 def test_a_closed_file_waits_for_the_next_open(
-    store: Store, opened: OpenImages, tmp_path: Path
+    store: Store, files: ImageFiles, tmp_path: Path
 ) -> None:
-    inode = open_and_close(opened, store)
+    inode = open_and_close(files, store)
     assert len(descriptors_of(tmp_path)) == 1
     assert not is_held(tmp_path / "a"), "an evictor may take it"
-    assert opened.open_here(inode, os.O_RDONLY) == inode
+    open_image(files, inode)
     assert len(descriptors_of(tmp_path)) == 1
     assert is_held(tmp_path / "a")
 
 
 def test_evicting_an_image_closes_the_file_that_waits(
-    store: Store, opened: OpenImages, tmp_path: Path
+    store: Store, files: ImageFiles, tmp_path: Path
 ) -> None:
-    inode = open_and_close(opened, store)
+    inode = open_and_close(files, store)
     assert store.evict("a")
     assert descriptors_of(tmp_path) == []
-    assert opened.open_here(inode, os.O_RDONLY) is None
+    assert files.open(inode, os.O_RDONLY) is None
 
 
 def test_a_file_that_another_process_evicted_is_not_opened_again(
-    store: Store, opened: OpenImages, tmp_path: Path
+    store: Store, files: ImageFiles, tmp_path: Path
 ) -> None:
-    inode = open_and_close(opened, store)
+    inode = open_and_close(files, store)
     ImageCache(tmp_path).delete_cached_image("a")
     ImageCache(tmp_path).cache_image_iter("a", [b"atad"])
-    assert opened.open_here(inode, os.O_RDONLY) is None
+    assert files.open(inode, os.O_RDONLY) is None
     assert descriptors_of(tmp_path) == []
 
 
 def test_a_file_closed_while_its_image_is_evicted_does_not_wait(
-    store: Store, opened: OpenImages, tmp_path: Path
+    store: Store, files: ImageFiles, tmp_path: Path
 ) -> None:
     entry = store.quick.get("a")
     assert entry is not None
-    inode = join(Room.CACHED, entry.inode)
-    assert opened.open_here(inode, os.O_RDONLY) == inode
+    inode = join(NodeKind.CACHED, entry.inode)
+    grant = open_image(files, inode)
     store.evict("a")
-    assert opened.release_here(inode, inode)
+    grant.close()
     assert descriptors_of(tmp_path) == []
 
 
 async def test_files_do_not_wait_for_ever(
-    store: Store, opened: OpenImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, files: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vfs.idle, "IDLE_SECONDS", 0.05)
-    open_and_close(opened, store)
+    open_and_close(files, store)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(opened.idle.close_old)
+            nursery.start_soon(files.idle.close_old)
             while descriptors_of(tmp_path):  # noqa: ASYNC110 - nobody tells us
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()

@@ -1,0 +1,180 @@
+"""One worker's filesystem: everything between the transport and the cache directory, put together.
+
+Chooses what stands in the tree and who hears of what. Knows neither a kernel nor a supervisor: a
+:class:`Notifier` is all that it tells of the outside, so that it can be driven by a test."""
+
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+import trio
+
+from cachefs.cache import Held, Layout, Limits, Store
+from cachefs.control import Operator, TransportStatus, WorkerStatus, build
+from cachefs.drivers import Entry
+from cachefs.errors import StaleError
+from cachefs.evictor import Evictor
+from cachefs.fetcher import Fetcher, FetcherPortal, FetchSettings, Flight
+from cachefs.fuse import Operations
+from cachefs.mount.checks import group_id
+from cachefs.settings import RunningSettings, Settings
+from cachefs.sources import Source
+from cachefs.vfs.hits import Hits
+from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.images import Images
+from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, NodeKind, Serials, join
+from cachefs.vfs.nodes import FixedDirectory, Node, StatFS
+from cachefs.vfs.open_files import OpenFiles
+from cachefs.vfs.takeover import Takeover
+from cachefs.vfs.tree import Nodes, Tree, fixed
+
+log = logging.getLogger(__name__)
+
+
+class Notifier(Protocol):
+    """What has the kernel forget things; see :class:`cachefs.transport.base.Transport`, which is
+    one."""
+
+    def invalidate_inode(self, nodeid: int) -> None:
+        """Have it forget the attributes and pages of a node."""
+
+    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        """Have it forget a name; with *deleted*, the node that stood there."""
+
+
+class Filesystem:
+    """The filesystem over *store*, fed from *source*. *operations* answer requests, *image_files*
+    are the transport's backing, *open_files* are what is open."""
+
+    def __init__(
+        self,
+        running: RunningSettings,
+        store: Store,
+        source: Source,
+        *,
+        worker: WorkerStatus,
+        transport: TransportStatus,
+    ) -> None:
+        settings = running.current
+        self._running = running
+        self._store = store
+        self._fetcher = Fetcher(
+            store,
+            source,
+            FetchSettings(fetches=settings.max_fetches, keep=settings.on_last_close == "keep"),
+            bandwidth=settings.bandwidth,
+            prefetch_bandwidth=settings.prefetch_bandwidth,
+        )
+        self._evictor = Evictor(store, settings.stall_time)
+        serials, lasting = Serials(), transport.mode == "relay"
+        self._held = Held(Layout(settings.cache_dir))
+        self._hits = Hits(store.quick)
+        self.open_files = OpenFiles(serials)
+        self.image_files = ImageFiles(
+            store.quick, self._held, self.open_files, self._hits, lasting=lasting
+        )
+        self._images = Images(
+            store.quick,
+            self._fetcher,
+            serials,
+            self.image_files,
+            self._hits,
+            fetch_on_miss=settings.on_miss == "fetch",
+        )
+        operator = Operator(
+            store,
+            FetcherPortal(self._fetcher),
+            self._evictor,
+            self._images,
+            running,
+            hits=self._hits,
+            worker=worker,
+            transport=transport,
+        )
+        tree = _tree(self._images, self.image_files, operator, serials, group_id(settings))
+        self.operations = Operations(tree, serials, self.open_files, self._statfs)
+        self._takeover = Takeover(
+            self.open_files, self.image_files, store.quick, self._held, self._fetcher
+        )
+
+    def connect(self, notifier: Notifier) -> None:
+        """Have *notifier* told of what the kernel should forget, from now on. Call it once, before
+        :meth:`begin`."""
+        self._notifier = notifier
+        self._store.on_evicting(self.image_files.hold)
+        self._store.on_evicted(self._evicted)
+        self._fetcher.on_ended(self._flight_ended)
+        self._running.on_change(self._settings_changed)
+
+    async def begin(
+        self, nursery: trio.Nursery, open_nodes: Mapping[int, int], *, first: bool
+    ) -> None:
+        """This worker's turn: start fetching and evicting in *nursery*, and take up what earlier
+        workers left open; see :meth:`cachefs.vfs.takeover.Takeover.run`. No other worker serves the
+        mount now, and no request is answered before this returns."""
+        await trio.to_thread.run_sync(self._running.take_up)
+        await nursery.start(self._fetcher.run)
+        for task in (self._evictor.run, self.image_files.idle.close_old, self._hits.run):
+            nursery.start_soon(task)
+        await self._takeover.run(open_nodes, first=first)
+        log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
+
+    def end(self) -> None:
+        """The mount is gone for good: close what is open, and hold nothing for another worker."""
+        self.open_files.close()
+        self._held.clear()
+
+    # What others have to know
+
+    def _settings_changed(self, settings: Settings) -> None:
+        """In the changing thread, which evicts what is over the new limits."""
+        self._store.limits = limits_of(settings)
+        self._evictor.stall_time = settings.stall_time
+
+    def _evicted(self, entry: Entry) -> None:
+        """In the evicting thread: the name is gone for the kernel at once."""
+        inode = join(NodeKind.CACHED, entry.inode)
+        self._notifier.invalidate_entry(IMAGES_INODE, entry.image_id.encode(), inode)
+
+    def _flight_ended(self, flight: Flight) -> None:
+        """The name of the image that was being fetched means another node now, or none."""
+        self.image_files.flight_ended(flight)
+        for inode in self._images.flight_ended(flight):
+            self._notifier.invalidate_inode(inode)
+        self._notifier.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
+
+    async def _statfs(self) -> StatFS:
+        usage = await trio.to_thread.run_sync(self._store.usage)
+        return StatFS(usage.limit, usage.free, self._store.quick.totals().images)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that a cache keeps by *settings*."""
+    return Limits(settings.max_size, settings.min_free)
+
+
+def _tree(
+    images: Images, image_files: ImageFiles, operator: Operator, serials: Serials, gid: int | None
+) -> Tree:
+    control, nodes, kinds = build(operator, serials, gid)
+
+    def lazy_node(serial: int) -> Node:
+        try:
+            return images.lazy_node(serial)
+        except StaleError:
+            node = image_files.nameless(serial)  # of an earlier worker's time
+            if node is None:
+                raise
+            return node
+
+    root = FixedDirectory(ROOT_INODE)
+    root.add("images", images)
+    root.add("control", control)
+    return Tree(
+        {
+            NodeKind.FIXED: fixed([root, images, *nodes]),
+            NodeKind.CACHED: Nodes(images.cached_node),
+            NodeKind.LAZY: Nodes(lazy_node, images.forget_lazy),
+            **kinds,
+        }
+    )

@@ -1,0 +1,91 @@
+"""Taking up what an earlier worker of the mount had open.
+
+The transport's table says which nodes are open and how often; ``.cachefs/held`` has the files that
+lost their names, and notes of those that were being fetched. From both this makes the registry
+(:mod:`cachefs.vfs.open_files`) what it was, before any request is answered.
+
+INVARIANT: a held file is taken for an image only if it was published: the file of a fetch that
+failed, or was cancelled, is full of holes."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from cachefs.cache import Held, QuickStore
+from cachefs.errors import CacheFSError, StaleError
+from cachefs.fetcher import Fetcher
+from cachefs.image import Digest
+from cachefs.sources import SourceImage
+from cachefs.vfs.image_files import COMPLETE, ImageFiles
+from cachefs.vfs.inodes import NodeKind, split
+from cachefs.vfs.nodes import NOBODY, OpenFile
+from cachefs.vfs.open_files import OpenFiles
+
+log = logging.getLogger(__name__)
+
+
+class Takeover:
+    """Takes up open images into *files*. For the event loop; *fetcher* must be running."""
+
+    def __init__(
+        self,
+        files: OpenFiles,
+        images: ImageFiles,
+        store: QuickStore,
+        held: Held,
+        fetcher: Fetcher,
+    ) -> None:
+        self._files = files
+        self._images = images
+        self._store = store
+        self._held = held
+        self._fetcher = fetcher
+
+    async def run(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
+        """Take up *open_nodes*, each with how often it is open, and release what no kernel has
+        open: left by a worker that was killed in an open, or by an earlier mount where this worker
+        is the mount's *first*. What cannot be taken up is logged, and its readers get ESTALE."""
+        self._held.keep_only(() if first else open_nodes)
+        for inode, opens in open_nodes.items():
+            try:
+                file = await self._take_up(inode)
+            except (CacheFSError, OSError) as error:
+                log.warning("what was open as %d cannot be read on: %s", inode, error)
+            else:
+                if file is not None:
+                    self._files.grant(file, inode, opens)
+
+    async def _take_up(self, inode: int) -> OpenFile | None:
+        """Open it again; None where it was no image, or one whose fetch had failed or was
+        cancelled. Raises why a fetch cannot go on."""
+        kind, serial = split(inode)
+        if kind == NodeKind.CACHED:
+            entry = self._store.by_inode(serial)
+            if entry is None:
+                return self._images.open_held(inode)
+            return self._images.reopen(inode, entry.image_id)
+        return await self._take_up_lazy(inode) if kind == NodeKind.LAZY else None
+
+    async def _take_up_lazy(self, inode: int) -> OpenFile | None:
+        members = self._held.noted(inode)
+        if members is None:
+            return None
+        complete = members.pop(COMPLETE, False)
+        image = _image(members)
+        if not complete and self._held.is_incomplete(inode, image.image_id):
+            flight = self._fetcher.start(image)
+            if flight.image != image:
+                raise StaleError(f"image {image.image_id!r} is being fetched in another version")
+            return await self._images.lazy(split(inode)[1], flight, NOBODY)
+        if not complete:
+            # Killed between the publication and the note of it, or it never was published.
+            if not self._held.is_published(inode, image.image_id):
+                return None
+            self._images.note(image, inode, complete=True)
+        return self._images.open_held(inode)
+
+
+def _image(members: dict[str, Any]) -> SourceImage:
+    """What :func:`dataclasses.asdict` made of a SourceImage, as one again."""
+    digest = members["digest"]
+    return SourceImage(**{**members, "digest": Digest(**digest) if digest else None})
