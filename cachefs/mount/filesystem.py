@@ -1,7 +1,7 @@
 """One worker's filesystem: everything between the transport and the cache directory, put together.
 
 Chooses what stands in the tree and who hears of what. Knows neither a kernel nor a supervisor: a
-:class:`Notifier` is all that it tells of the outside, so that it can be driven by a test."""
+:class:`Invalidations` is all that it tells of the outside, so that it can be driven by a test."""
 
 import logging
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from cachefs.vfs.tree import Nodes, Tree, fixed
 log = logging.getLogger(__name__)
 
 
-class Notifier(Protocol):
+class Invalidations(Protocol):
     """What has the kernel forget things; see :class:`cachefs.transport.base.Transport`, which is
     one."""
 
@@ -97,10 +97,10 @@ class Filesystem:
             self.open_files, self.image_files, store.quick, self._held, self._fetcher
         )
 
-    def connect(self, notifier: Notifier) -> None:
-        """Have *notifier* told of what the kernel should forget, from now on. Call it once, before
+    def connect(self, kernel: Invalidations) -> None:
+        """Have *kernel* told of what the kernel should forget, from now on. Call it once, before
         :meth:`begin`."""
-        self._notifier = notifier
+        self._kernel = kernel
         self._store.on_evicting(self.image_files.hold)
         self._store.on_evicted(self._evicted)
         self._fetcher.on_ended(self._flight_ended)
@@ -134,14 +134,14 @@ class Filesystem:
     def _evicted(self, entry: Entry) -> None:
         """In the evicting thread: the name is gone for the kernel at once."""
         inode = join(NodeKind.CACHED, entry.inode)
-        self._notifier.invalidate_entry(IMAGES_INODE, entry.image_id.encode(), inode)
+        self._kernel.invalidate_entry(IMAGES_INODE, entry.image_id.encode(), inode)
 
     def _flight_ended(self, flight: Flight) -> None:
         """The name of the image that was being fetched means another node now, or none."""
         self.image_files.flight_ended(flight)
         for inode in self._images.flight_ended(flight):
-            self._notifier.invalidate_inode(inode)
-        self._notifier.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
+            self._kernel.invalidate_inode(inode)
+        self._kernel.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
 
     async def _statfs(self) -> StatFS:
         usage = await trio.to_thread.run_sync(self._store.usage)
