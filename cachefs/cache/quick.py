@@ -81,11 +81,11 @@ class QuickStore:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         return image
 
-    def hit(self, image_id: str) -> None:
-        """Count one use now; durable against the death of this process. What goes wrong is logged:
+    def hit(self, image_id: str, count: int = 1) -> None:
+        """Count so many uses, the last now; durable against the death of this process. What goes wrong is logged:
         no reader fails for a statistic."""
         try:
-            self._driver.hit(image_id, self._now())
+            self._driver.hit(image_id, self._now(), count)
         except (CacheFSError, OSError) as error:
             log.warning("could not count a hit of image %r: %s", image_id, error)
 

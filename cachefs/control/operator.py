@@ -248,6 +248,7 @@ class Operator:
 
     def status(self) -> dict[str, object]:
         """The document of ``control/status``; sizes in bytes."""
+        self._hits.write()
         under_way = self._fetcher.under_way()
         totals, usage = self._store.quick.totals(), self._store.usage()
         return {

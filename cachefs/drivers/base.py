@@ -76,8 +76,8 @@ class Driver(Protocol):
     def remove(self, image_id: str) -> None:
         """Drop the record; nothing happens where there is none."""
 
-    def hit(self, image_id: str, when: float) -> None:
-        """Count one hit at *when*, in one cheap write that survives this process's death at once;
+    def hit(self, image_id: str, when: float, count: int = 1) -> None:
+        """Count *count* hits, the last at *when*, in one cheap write that survives this process's death at once;
         nothing happens where there is no record."""
 
     def set_pinned(self, image_id: str, pinned: bool) -> bool:

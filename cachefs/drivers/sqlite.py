@@ -183,12 +183,12 @@ class SqliteDriver:
         """As the contract says."""
         self._index.run("DELETE FROM cached_images WHERE image_id = ?", (image_id,))
 
-    def hit(self, image_id: str, when: float) -> None:
+    def hit(self, image_id: str, when: float, count: int = 1) -> None:
         """One UPDATE in SQLite's write-ahead log: it survives ``kill -9`` once this returns. The
         last few may be lost in a power cut, for nothing is fsynced."""
         self._index.run(
-            "UPDATE cached_images SET hits = hits + 1, last_accessed = ? WHERE image_id = ?",
-            (when, image_id),
+            "UPDATE cached_images SET hits = hits + ?, last_accessed = ? WHERE image_id = ?",
+            (count, when, image_id),
         )
 
     def set_pinned(self, image_id: str, pinned: bool) -> bool:

@@ -148,7 +148,7 @@ class XattrDriver:
                 self._removed[image_id] = rows[0][0]
                 self._forget(image_id)
 
-    def hit(self, image_id: str, when: float) -> None:
+    def hit(self, image_id: str, when: float, count: int = 1) -> None:
         """Two writes on the file's inode, which are the kernel's when this returns."""
         path = self._path(image_id)
         with self._lock, self._across_processes():
@@ -159,7 +159,7 @@ class XattrDriver:
                 return
             try:
                 hits = attributes.decimal(attributes.read(path, attributes.HITS))
-                attributes.write(path, attributes.HITS, str(hits + 1))
+                attributes.write(path, attributes.HITS, str(hits + count))
                 os.utime(path, ns=(attributes.to_ns(when), found.st_mtime_ns))
             except FileNotFoundError:
                 return
