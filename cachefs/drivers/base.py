@@ -77,8 +77,8 @@ class Driver(Protocol):
         """Drop the record; nothing happens where there is none."""
 
     def hit(self, image_id: str, when: float, count: int = 1) -> None:
-        """Count *count* hits, the last at *when*, in one cheap write that survives this process's death at once;
-        nothing happens where there is no record."""
+        """Count *count* hits, the last at *when*, in one cheap write that survives this process's
+        death at once; nothing happens where there is no record."""
 
     def set_pinned(self, image_id: str, pinned: bool) -> bool:
         """Set or clear the pin; False where there is no record."""

@@ -246,23 +246,9 @@ class RelayTransport:
         buffers = [buffer]
         patience = 0
         while True:
-            busy, looks = False, 0
-            for _ in range(_BATCH):
-                n = self._read_device(buffers)
-                if n < 0 and looks:
-                    looks -= 1
-                    continue
-                if n < 0:
-                    break
-                if n == 0:
-                    self._gate.unmounted()
-                    self._finished.set()
-                    return
-                busy = True
-                if exchange.request(view[:n]):
-                    await self._pass_on(view[:n])
-                elif not exchange.reads_queued:
-                    looks = _LOOKS
+            busy = await self._take_requests(view, buffers)
+            if self._finished.is_set():
+                return
             busy |= await self._serve_reads()
             while (n := _receive(ours, buffer)) > 0:
                 busy = True
@@ -277,6 +263,26 @@ class RelayTransport:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(self._poller)
+
+    async def _take_requests(self, view: memoryview, buffers: list[bytearray]) -> bool:
+        """Take some requests from the device, if any wait; whether any did. At its end the
+        transport has finished."""
+        busy, looks = False, 0
+        for _ in range(_BATCH):
+            while (n := self._read_device(buffers)) < 0 and looks:
+                looks -= 1
+            if n < 0:
+                break
+            if n == 0:
+                self._gate.unmounted()
+                self._finished.set()
+                break
+            busy = True
+            if self._exchange.request(view[:n]):
+                await self._pass_on(view[:n])
+            elif not self._exchange.reads_queued:
+                looks = _LOOKS
+        return busy
 
     async def _serve_reads(self) -> bool:
         """Serve some READs, if any wait; whether any did."""
