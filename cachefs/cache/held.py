@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cachefs.cache.layout import Layout
-from cachefs.cache.lock import share
+from cachefs.cache.lock import open_shared
 
 
 class Held:
@@ -47,15 +47,9 @@ class Held:
         caller closes the descriptor. None where no file is held. Raises BlockingIOError where a
         writer owns it."""
         try:
-            fd = os.open(self._link(number), os.O_RDONLY | os.O_CLOEXEC)
+            return open_shared(self._link(number))
         except FileNotFoundError:
             return None
-        try:
-            share(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
 
     def is_incomplete(self, number: int, image_id: str) -> bool:
         """Whether the held file is the one that is ``incomplete/ID`` now."""
