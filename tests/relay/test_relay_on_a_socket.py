@@ -311,13 +311,14 @@ def test_a_drained_worker_reads_no_more_and_answers_what_it_has() -> None:
         s.worker.wait_for("waiting")
         s.worker.command("drain", 60)
         s.worker.wait_for("draining")
-        asking = s.kernel.send(Opcode.STATFS, wire.ROOT_ID)
+        asking = s.kernel.send(Opcode.GETATTR, wire.ROOT_ID, bytes(16))
         s.go()
         assert s.worker.wait_for("drained")["all_answered"]
         assert s.worker.wait() == 0
         assert s.kernel.answer(looking).error == 0
+        assert not s.kernel.is_answered(asking)
         s.next_worker()
-        assert s.kernel.answer(asking)
+        s.kernel.result(asking)
         assert s.kernel.resent == [], "it was left to the next worker"
 
 
@@ -368,6 +369,42 @@ def test_a_request_that_a_killed_worker_had_not_read_is_answered_by_the_next() -
         looking = s.kernel.send_lookup("file")
         s.restart()
         assert s.kernel.answer(looking).error == 0
+        assert s.kernel.resent == []
+
+
+@pytest.mark.parametrize("name", ["img", "asked", "file"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_worker_killed_at_the_answer_to_an_open_leaves_it_counted_and_answered_once(
+    name: str, when: str
+) -> None:
+    with served({name: DATA}) as s:
+        node = s.kernel.lookup(name)
+        s.worker.die_at_next_message(when)
+        opening = s.kernel.send_open(node)
+        s.worker.died()
+        s.start()
+        handle = s.kernel.opened(opening)
+        check_counts(s)
+        assert s.kernel.counted() == {node: 1}
+        assert s.kernel.resent == [], "the answer was in the journal"
+        assert s.kernel.repeated == (when == "after")
+        assert s.kernel.read(handle, 0, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("name", ["img", "asked", "file"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_worker_killed_at_the_answer_to_a_release_leaves_nothing_open(
+    name: str, when: str
+) -> None:
+    with served({name: DATA}) as s:
+        handle = s.kernel.open(s.kernel.lookup(name))
+        s.worker.die_at_next_message(when)
+        releasing = s.kernel.send_release(handle)
+        s.worker.died()
+        s.start()
+        s.kernel.result(releasing)
+        check_counts(s)
+        assert s.kernel.counted() == {}
         assert s.kernel.resent == []
 
 
@@ -426,6 +463,7 @@ actions = st.lists(
         st.tuples(st.just("release"), places),
         st.tuples(st.just("wait")),
         st.tuples(st.just("kill")),
+        st.tuples(st.just("die"), st.sampled_from(["before", "after"]), places),
     ),
     min_size=10,
     max_size=40,
@@ -468,6 +506,14 @@ class Script:
 
     def kill(self) -> None:
         self.s.restart()
+        self.kills += 1
+
+    def die(self, when: str, place: int) -> None:
+        """At the first answer from now on, which may be to an open."""
+        self.s.worker.die_at_next_message(when)
+        self.open(place)
+        self.s.worker.died()
+        self.s.start()
         self.kills += 1
 
     def check_reads(self, handle: Handle | None = None) -> None:

@@ -37,6 +37,7 @@ import trio
 import trio.testing
 
 from cachefs.kernel import wire
+from cachefs.kernel.device import Connection
 from cachefs.kernel.wire import InitFlag
 from cachefs.transport.base import TransportInfo
 from cachefs.transport.relay import OpenGate, RelayTransport
@@ -236,10 +237,26 @@ async def obey(transport: RelayTransport, operations: ReportingFS) -> None:
                         granted=[[handle & ~HANDLES, n] for handle, n in opens if n],
                         reads_here=transport.reads_here,
                     )
+                case ["die", when]:
+                    die(when, transport._connection)
+                    operations.report("armed")
                 case ["drain", seconds]:
                     nursery.start_soon(drain, transport, operations, seconds)
                     await trio.testing.wait_all_tasks_blocked()
                     operations.report("draining")
+
+
+def die(when: str, connection: Connection) -> None:
+    """Have the worker killed "before" or "after" the next message that it writes to the kernel, its
+    journal not cleared."""
+    write = connection.write
+
+    def write_and_die(message: bytes | memoryview) -> None:
+        if when == "after":
+            write(message)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    connection.write = write_and_die  # type: ignore[method-assign] # a fault
 
 
 async def drain(transport: RelayTransport, operations: ReportingFS, seconds: float) -> None:
@@ -315,6 +332,16 @@ class Worker:
     def kill(self) -> None:
         """``kill -9``; the kernel knows."""
         self.process.kill()
+        self.died()
+
+    def die_at_next_message(self, when: str) -> None:
+        """Have it killed "before" or "after" it writes its next message to the kernel; see
+        :meth:`died`."""
+        self.command("die", when)
+        self.wait_for("armed")
+
+    def died(self) -> None:
+        """Return once it has been killed; the kernel knows."""
         self.process.join(LIMIT)
         assert self.process.exitcode == -signal.SIGKILL
         self._control.close()
