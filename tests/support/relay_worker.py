@@ -3,11 +3,11 @@
 """A worker that serves the relay on a socket in the kernel's place, and the test's hold on it.
 
 The worker shows the files of one directory as :mod:`tests.support.smallfs` does, whose names say
-what a file does (``later-one*``, ``lateopen*``, ``stuckread*``, ``slow*``); of its own are:
+what a file does (``later-one*``, ``lateopen*``, ``stuckopen*``, ``slow*``); of its own are:
 
-- ``img*``: opened by the relay; all of it is final
-- ``half*``: opened by the relay; the first half is final
-- ``asked*``: opened by pyfuse3, read and released by the relay
+- ``*img*``: opened by the relay; all of it is final
+- ``*half*``: opened by the relay; the first half is final
+- ``*asked*``: opened by pyfuse3, read and released by the relay
 
 Workers are forked from a process that has imported everything, so that one starts in a few
 hundredths of a second and can be killed as often as a test likes.
@@ -48,6 +48,12 @@ GRANTED = ("img", "half", "asked")
 HANDLES = 1 << 20
 """In every handle that a grant has, which is the same in all workers."""
 
+
+def is_kind(name: str, *kinds: str) -> bool:
+    """Whether the file of that name is of one of those kinds."""
+    return any(kind in name for kind in kinds)
+
+
 # --- in the worker --------------------------------------------------------------------------------
 
 
@@ -80,10 +86,10 @@ class Registry:
         self.files = files
         self.opens: Counter[int] = Counter()  # by handle
 
-    def is_kind(self, nodeid: int, *prefixes: str) -> bool:
+    def is_kind(self, nodeid: int, *kinds: str) -> bool:
         place = nodeid - 2
         names = self.files.names
-        return 0 <= place < len(names) and names[place].startswith(prefixes)
+        return 0 <= place < len(names) and is_kind(names[place], *kinds)
 
     def add(self, nodeid: int, opens: int = 1) -> Grant:
         self.opens[nodeid | HANDLES] += opens
@@ -149,6 +155,8 @@ class ReportingFS(SmallFS):
 
     async def release(self, fh):
         await super().release(fh)
+        if grant := self.registry.opened(fh):  # of an open that the kernel never heard of
+            grant.close()
         self.report("release", handle=fh)
 
     async def forget(self, inode_list):
@@ -399,7 +407,8 @@ class Served:
 
     def is_granted(self, nodeid: int) -> bool:
         """Whether opens of that node are counted by the worker's registry."""
-        return sorted(path.name for path in self._source.iterdir())[nodeid - 2].startswith(GRANTED)
+        names = sorted(path.name for path in self._source.iterdir())
+        return is_kind(names[nodeid - 2], *GRANTED)
 
     def go(self) -> None:
         """Have the requests answered that wait for it."""
