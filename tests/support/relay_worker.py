@@ -53,7 +53,8 @@ class Grant:
         self._nodeid = nodeid
         self._fd = registry.files.fds[nodeid]
 
-    def passthrough_fd(self) -> int | None:
+    @property
+    def fd(self) -> int | None:
         return None if self._registry.is_kind(self._nodeid, "half") else self._fd
 
     def read_fd(self, start: int, stop: int) -> int | None:
@@ -87,31 +88,6 @@ class Registry:
 
     def opened(self, handle: int) -> Grant | None:
         return Grant(self, handle & ~HANDLES) if self.opens[handle] else None
-
-    # until the registry lands: the five methods of the old protocol
-
-    def backing_fd(self, nodeid: int, fh: int) -> int | None:
-        grant = self.opened(fh)
-        return grant.passthrough_fd() if grant else None
-
-    def read_fd(self, nodeid: int, fh: int, start: int, stop: int) -> int | None:
-        grant = self.opened(fh)
-        return grant.read_fd(start, stop) if grant else None
-
-    def open_here(self, nodeid: int, flags: int) -> int | None:
-        grant = self.open(nodeid, flags)
-        return grant.handle if grant else None
-
-    def opened_here(self, nodeid: int) -> None:
-        pass
-
-    def release_here(self, nodeid: int, fh: int) -> bool:
-        grant = self.opened(fh)
-        if grant:
-            grant.close()
-        return grant is not None
-
-    # end of what goes when the registry lands
 
 
 class ReportingFS(SmallFS):
