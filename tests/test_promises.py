@@ -115,6 +115,13 @@ def test_an_addition_takes_the_files_that_are_promised(copy: Copy, kind: str) ->
     assert counted == row(kind)
 
 
+def test_the_examples_go_together_and_are_in_the_house_style(copy: Copy) -> None:
+    for kind in KINDS:
+        copy.add(kind)
+    copy.python("-m", "ruff", "check", "--no-cache", "cachefs", "tests")
+    copy.python("-m", "ruff", "format", "--check", "--no-cache", "cachefs", "tests")
+
+
 def test_a_toy_driver_passes_the_suite_of_all_drivers(copy: Copy) -> None:
     copy.add("driver")
     assert copy.test("tests/drivers/test_conformance.py", "-k", "toy") > 40
