@@ -1,7 +1,8 @@
 """The command line: parsing, progress bars and exit statuses.
 
-Owns no behaviour: but for ``mount``, which calls :func:`cachefs.mount.run`, every command works
-through the files of a mount alone, so that whatever it does can be done with ``cat`` and ``touch``.
+Owns no behaviour: but for ``mount``, which calls :func:`cachefs.mount.run`, and ``help``, which
+needs no mount, every command works through the files of a mount alone, so that whatever it does can
+be done with ``cat`` and ``touch``.
 Exit statuses: 0 done, 1 failed (one line, ``cachefs: ...``, on stderr), 2 usage, 130 interrupted.
 """
 
@@ -9,6 +10,7 @@ import errno
 
 import click
 
+from cachefs.cli.help import show_help
 from cachefs.cli.images import pin, queue, rm, unpin
 from cachefs.cli.listing import ls, status
 from cachefs.cli.mounting import mount, umount
@@ -42,7 +44,20 @@ def main() -> None:
     """A bounded, verified, node-local cache of large immutable images behind a plain directory."""
 
 
-for _command in (mount, umount, ls, status, queue, rm, pin, unpin, prune, clean, upgrade):
+for _command in (
+    mount,
+    umount,
+    ls,
+    status,
+    queue,
+    rm,
+    pin,
+    unpin,
+    prune,
+    clean,
+    upgrade,
+    show_help,
+):
     main.add_command(_command)
 
 __all__ = ["main"]

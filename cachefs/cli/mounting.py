@@ -11,6 +11,11 @@ from cachefs.cli.options import Callback, Value
 from cachefs.cli.unmount import unmount
 from cachefs.errors import CacheFSError
 from cachefs.settings import Setting, Settings, load
+from cachefs.sources.locate import SCHEMES
+
+_HELP = f"""Mount the images of SOURCE at MOUNTPOINT; returns once they can be read.
+
+SOURCE is a directory or one of {", ".join(each.example for each in SCHEMES.values())}."""
 
 _EPILOG = """SIZE is 512M, 10G or, of the filesystem, 5%; TIME is 90s, 1h, 1d. Each option is also a
 key of the TOML file, without its dashes, and an environment variable: --max-size is max-size and
@@ -50,7 +55,7 @@ def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(epilog=_EPILOG)
+@click.command(help=_HELP, epilog=_EPILOG)
 @click.argument("source")
 @click.argument("mountpoint")
 @_setting_options
@@ -64,10 +69,7 @@ def mount(
     file: Path | None,
     **options: object,
 ) -> None:
-    """Mount the images of SOURCE at MOUNTPOINT; returns once they can be read.
-
-    SOURCE is a directory, file:///DIRECTORY, http://HOST/PREFIX/ or https://HOST/PREFIX/.
-    """
+    """Mount what :data:`_HELP` says."""
     settings = load(source, mountpoint, options, file=file, environ=os.environ)
     # Here, not above: `cachefs ls` in a loop must not pay for trio, pyfuse3 and obstore.
     from cachefs.mount import run  # noqa: PLC0415

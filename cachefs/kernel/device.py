@@ -28,14 +28,16 @@ def open_device() -> int:
 
 
 class Connection:
-    """An initialised connection, as those see it who answer requests: not its mount point."""
+    """An initialised connection, as the process that answers requests sees it; not its mount
+    point."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def write(self, message: bytes | memoryview) -> None:
-        """Give the kernel an answer or a notification. Raises :class:`OSError`: ENOENT where nobody
-        waits for the answer, ENODEV when unmounted, EINVAL for a message that makes no sense."""
+        """Give the kernel an answer or a notification. Raises :class:`OSError`: ENOENT where no
+        caller waits for the answer, ENODEV when unmounted, EINVAL for a message that makes no
+        sense."""
         os.write(self.fd, message)
 
     def open_backing(self, fd: int) -> int:

@@ -1,6 +1,6 @@
 """Whether a process that waits for an answer is to be let go, by the signals that it has pending.
 
-A request that the daemon has is given up by nobody but the daemon: even SIGKILL waits for its
+A request that the daemon has is given up by the daemon alone: even SIGKILL waits for its
 answer (``request_wait_answer`` in ``fs/fuse/dev.c``). The kernel sends FUSE_INTERRUPT for any
 signal that wakes the caller, once for a request: also for a SIGTSTP, a Go runtime's SIGURG or
 qemu's timers, after which a read of an ordinary file goes on and never says EINTR. So a wait is

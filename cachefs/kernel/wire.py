@@ -29,7 +29,6 @@ _OPEN_OUT = struct.Struct("=QIi")  # fh open_flags backing_id
 _READ_IN = struct.Struct("=QQI")  # fh offset size ...
 _RELEASE_IN = struct.Struct("=QIIQ")  # fh flags release_flags lock_owner
 _U64 = struct.Struct("=Q")
-_U64_PAIR = struct.Struct("=QQ")
 
 ENTRY_OUT_SIZE: Final = 128
 """``sizeof(struct fuse_entry_out)`` since protocol 7.9; ``nodeid`` is its first field."""
@@ -42,14 +41,10 @@ _DELETE = struct.Struct("=QQII")  # parent child namelen padding, name and NUL f
 RESEND_BIT: Final = 1 << 63
 """``FUSE_UNIQUE_RESEND``: set in ``unique`` of a request that the kernel hands out again."""
 
-INTERRUPT_BIT: Final = 1
-"""Ordinary uniques are even; an INTERRUPT's own is that of its request plus this."""
-
 OWN_BIT: Final = 1 << 62
 """Ours, not the kernel's: in ``unique`` of a request that the relay itself sends to libfuse. The
 kernel counts up from 2 in steps of 2 and would need decades to arrive here."""
 
-ROOT_ID: Final = 1
 MIN_READ_BUFFER: Final = 8192
 """``FUSE_MIN_READ_BUFFER``."""
 
@@ -78,18 +73,14 @@ class Opcode(IntEnum):
     BATCH_FORGET = 42
     READDIRPLUS = 44
     LSEEK = 46
-    TMPFILE = 51
     STATX = 52
 
 
 class Notify(IntEnum):
-    """``enum fuse_notify_code``."""
+    """``enum fuse_notify_code``: those that are sent."""
 
-    POLL = 1
     INVAL_INODE = 2
     INVAL_ENTRY = 3
-    STORE = 4
-    RETRIEVE = 5
     DELETE = 6
     RESEND = 7
 
@@ -177,7 +168,7 @@ def error_reply(unique: int, error: int) -> bytes:
 
 
 def request(opcode: int, unique: int, nodeid: int, body: bytes = b"") -> bytes:
-    """A request such as the kernel would send, from nobody (uid, gid, pid 0)."""
+    """A request such as the kernel would send, without a caller (uid, gid, pid 0)."""
     return IN_HEADER.pack(IN_HEADER_SIZE + len(body), opcode, unique, nodeid, 0, 0, 0, 0, 0) + body
 
 

@@ -5,9 +5,12 @@ translates its library's errors into :mod:`cachefs.errors` here, at its boundary
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from cachefs.image import Digest
+
+READ_TIMEOUT: Final = 30.0
+"""Seconds without a single byte after which a server has timed out, unless the caller says."""
 
 
 @dataclass(frozen=True, slots=True)

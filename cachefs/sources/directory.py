@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from cachefs.errors import (
     CacheFSError,
@@ -49,6 +50,25 @@ _BY_ERRNO: Final[dict[int, type[SourceError]]] = {
     errno.ECONNREFUSED: SourceUnreachableError,
 }
 """The network errnos are those of NFS, SMB and FUSE mounts whose server is gone."""
+
+
+def directory_source(path: str) -> "DirectorySource":
+    """The source that a directory's path names. Looks at the directory: raises InvalidValueError
+    for what is no directory, SourceError for one that is missing or may not be read."""
+    if not path or "\0" in path:
+        raise InvalidValueError("the path of a source directory is empty or has a NUL in it")
+    source = DirectorySource(path)
+    source.check()
+    return source
+
+
+def file_source(location: str, timeout: float) -> "DirectorySource":
+    """:func:`directory_source` of a ``file:///path`` URL, as the table of schemes calls it."""
+    del timeout  # a disk's are the kernel's
+    parts = urlsplit(location)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise InvalidValueError("a file source is written file:///path, '#' and '?' as %23 and %3F")
+    return directory_source(unquote(parts.path))
 
 
 class DirectorySource:

@@ -1,14 +1,36 @@
-"""From what a user writes to a source: the table of schemes."""
+"""From what a user writes to a source: the table of schemes.
+
+A scheme's module is imported only when a location asks for it, so that the command line can name
+all schemes without their libraries, and one whose library is missing harms no other.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
-from cachefs.errors import InvalidValueError
-from cachefs.sources.base import Source
+from cachefs.errors import InvalidValueError, SourceError
+from cachefs.sources.base import READ_TIMEOUT, Source
 from cachefs.sources.chain import ChainSource
-from cachefs.sources.directory import DirectorySource
-from cachefs.sources.http import READ_TIMEOUT, http_source
+from cachefs.sources.directory import directory_source
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How the locations of one scheme are opened: *constructor* is ``module:function``, which takes
+    the location and the seconds after which a silent server has timed out; *example* shows how one
+    is written."""
+
+    constructor: str
+    example: str
+
+
+SCHEMES: Final[dict[str, Scheme]] = {
+    "file": Scheme("cachefs.sources.directory:file_source", "file:///DIRECTORY"),
+    "http": Scheme("cachefs.sources.http:open_http", "http://HOST/PREFIX/"),
+    "https": Scheme("cachefs.sources.http:open_http", "https://HOST/PREFIX/"),
+}
+"""The schemes of URLs, by what stands before ``://``."""
 
 
 def open_source(
@@ -21,45 +43,23 @@ def open_source(
     A location is a directory's path, or a URL of one of :data:`SCHEMES`. Only directories are
     looked at now: a server that is down must not keep a mount from starting. Raises
     InvalidValueError for what is no location, SourceError for a directory that is missing or may
-    not be read.
+    not be read, and for a scheme whose library is missing.
     """
     sources = [_open_one(each, timeout) for each in (location, *fallbacks)]
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
 def _open_one(location: str, timeout: float) -> Source:
-    scheme, separator, _ = location.partition("://")
+    name, separator, _ = location.partition("://")
     if not separator:
-        return _directory(location)
-    constructor = SCHEMES.get(scheme.lower())
-    if constructor is None:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise InvalidValueError(f"unknown source scheme {scheme!r}: a directory, {known}")
-    return constructor(location, timeout)
-
-
-def _directory(path: str) -> Source:
-    if not path or "\0" in path:
-        raise InvalidValueError("the path of a source directory is empty or has a NUL in it")
-    source = DirectorySource(path)
-    source.check()
-    return source
-
-
-def _file(location: str, timeout: float) -> Source:
-    del timeout  # a disk's are the kernel's
-    parts = urlsplit(location)
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-        raise InvalidValueError("a file source is written file:///path, '#' and '?' as %23 and %3F")
-    return _directory(unquote(parts.path))
-
-
-def _http(location: str, timeout: float) -> Source:
-    return http_source(location, read_timeout=timeout)
-
-
-SCHEMES: Final[dict[str, Callable[[str, float], Source]]] = {
-    "file": _file,
-    "http": _http,
-    "https": _http,
-}
+        return directory_source(location)
+    scheme = SCHEMES.get(name.lower())
+    if scheme is None:
+        known = ", ".join(f"{each}://" for each in SCHEMES)
+        raise InvalidValueError(f"unknown source scheme {name!r}: a directory, {known}")
+    module, _, attribute = scheme.constructor.partition(":")
+    try:
+        construct: Callable[[str, float], Source] = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise SourceError(f"sources of {name}:// cannot be loaded: {error}") from error
+    return construct(location, timeout)

@@ -1,4 +1,4 @@
-"""A daemon's birth: fork, wait until it says that it is ready or why it cannot be."""
+"""Becoming a daemon: fork, wait until the child says that it is ready or why it cannot be."""
 
 import logging
 import os

@@ -24,7 +24,7 @@ UNMOUNTED: Final = b"unmounted"  # and exits
 # Words of the supervisor.
 GO: Final = b"go"  # it is your turn
 DRAIN: Final = b"drain"  # take no more requests, finish those you have, exit
-STOP: Final = b"stop"  # the same, and nobody comes after you
+STOP: Final = b"stop"  # the same, and no worker comes after you
 
 DRAIN_SECONDS: Final = 5.0
 
@@ -70,8 +70,8 @@ class Inheritance:
 
 
 def seal(document: bytes) -> int:
-    """A descriptor of *document*, in memory, close-on-exec: nobody can change it, and nobody but
-    its owner can open it through ``/proc`` (fcntl(2), file sealing)."""
+    """A descriptor of *document*, in memory, close-on-exec: no process can change it, and only its
+    owner can open it through ``/proc`` (fcntl(2), file sealing)."""
     fd = os.memfd_create("document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.fchmod(fd, 0o400)
     with os.fdopen(fd, "wb", closefd=False) as file:

@@ -87,8 +87,8 @@ class Supervisor:
 
     *command* is an argument vector that composes a filesystem over
     :class:`cachefs.mount.attachment.Attachment`; it is run anew for each worker, so an upgraded
-    installation takes effect with the next one. *document* is handed to each worker, and to nobody
-    else: no other user can read it. *on_ready* is called once, when the first worker
+    installation takes effect with the next one. *document* is handed to each worker and to no
+    other process: no other user can read it. *on_ready* is called once, when the first worker
     answers.
     """
 
