@@ -13,7 +13,7 @@ import click
 from cachefs.cli.help import show_help
 from cachefs.cli.images import pin, queue, rm, unpin
 from cachefs.cli.listing import ls, status
-from cachefs.cli.mounting import mount, umount
+from cachefs.cli.mount import mount, umount
 from cachefs.cli.output import complain, error_text
 from cachefs.cli.upgrade import upgrade
 from cachefs.cli.upkeep import clean, prune

@@ -1,7 +1,7 @@
 r"""The small parent that holds ``/dev/fuse`` and replaces its workers.
 
 Owns the mount, the descriptors that outlive a worker (the device; the table of
-:mod:`~cachefs.transport.table`), the worker processes and the clock by which they are judged.
+:mod:`~cachefs.transport.open_table`), the worker processes and the clock by which they are judged.
 Imports neither pyfuse3 nor trio, reads no message and answers none: there is little here to go
 wrong.
 
@@ -59,7 +59,7 @@ from cachefs.supervise.protocol import (
     seal,
 )
 from cachefs.transport.base import TransportInfo
-from cachefs.transport.table import OpenTable
+from cachefs.transport.open_table import OpenTable
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from cachefs.kernel.device import Connection
 from cachefs.kernel.wire import Opcode
 
 from .backing import Guarded
+from .open_table import OpenTable
 from .passthrough import Passthrough
-from .table import OpenTable
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ opens as it is, and with passthrough ones if it bears their PASSTHROUGH and id
 
 INVARIANT: a backing id lives from the first passthrough open of its node to the last release, and
 not longer, whoever is killed in between: the disk space of an evicted image is back after its last
-close. How: see :mod:`.table`.
+close. How: see :mod:`.open_table`.
 
 INVARIANT: KEEP_CACHE and PASSTHROUGH are never set together.
 
@@ -38,7 +38,7 @@ from contextlib import suppress
 from cachefs.kernel import wire
 from cachefs.kernel.device import Connection
 
-from .table import IOMode, OpenTable, Slot, TableFullError
+from .open_table import IOMode, OpenTable, Slot, TableFullError
 
 log = logging.getLogger(__name__)
 

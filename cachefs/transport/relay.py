@@ -35,8 +35,8 @@ from .backing import Backing, Guarded, NoBacking
 from .base import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOCKET_BUFFER, TransportInfo
 from .exchange import MAX_BACKGROUND, MESSAGE_MAX, Exchange
 from .notify import Notifier
+from .open_table import OpenTable
 from .passthrough import Passthrough
-from .table import OpenTable
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 An open by pyfuse3 and an open by the relay are counted here alike, and so are the opens that an
 earlier worker of the mount was asked for (:mod:`cachefs.vfs.takeover`). What the kernel has open is
-the transport's to remember over the death of a worker (:mod:`cachefs.transport.table`); this is
-what this worker does about it.
+the transport's to remember over the death of a worker (:mod:`cachefs.transport.open_table`); this
+is what this worker does about it.
 
 INVARIANT: a file is in the registry exactly while it has opens, but for the moment between
 :meth:`OpenFiles.enter` and :meth:`OpenFiles.grant`, in which nothing is awaited. With its last open

@@ -46,9 +46,9 @@ from cachefs.kernel import mounting
 from cachefs.kernel.mounting import MountOptions
 from cachefs.mount.attachment import Attachment
 from cachefs.transport.base import TransportInfo
+from cachefs.transport.open_table import OpenTable
 from cachefs.transport.plain import PlainTransport
 from cachefs.transport.relay import RelayTransport
-from cachefs.transport.table import OpenTable
 
 STATS = 1 << 40
 PAUSE = 0.001

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from cachefs.kernel import wire
 from cachefs.kernel.wire import InitFlag, Notify, Opcode
 from cachefs.transport.base import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOCKET_BUFFER
-from cachefs.transport.table import OpenTable
+from cachefs.transport.open_table import OpenTable
 
 LIMIT = 20.0
 """Seconds that an answer may take."""

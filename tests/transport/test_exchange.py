@@ -18,8 +18,8 @@ from cachefs.kernel.device import Connection
 from cachefs.kernel.wire import InitFlag, Opcode, OpenFlag
 from cachefs.transport.backing import Guarded, NoBacking
 from cachefs.transport.exchange import Exchange
+from cachefs.transport.open_table import OpenTable
 from cachefs.transport.passthrough import Passthrough
-from cachefs.transport.table import OpenTable
 
 IMAGE, HANDLE = 10, 5
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cachefs.kernel import wire
 from cachefs.kernel.wire import OpenFlag
+from cachefs.transport.open_table import IOMode, OpenTable, Slot, TableFullError
 from cachefs.transport.passthrough import Passthrough
-from cachefs.transport.table import IOMode, OpenTable, Slot, TableFullError
 
 IMAGE, OTHER, CACHED = 10, 11, 20
 

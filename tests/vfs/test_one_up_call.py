@@ -15,8 +15,8 @@ from cachefs.kernel import wire
 from cachefs.kernel.wire import Opcode
 from cachefs.transport.backing import Guarded
 from cachefs.transport.exchange import Exchange
+from cachefs.transport.open_table import OpenTable
 from cachefs.transport.passthrough import Passthrough
-from cachefs.transport.table import OpenTable
 from cachefs.units import Amount
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
