@@ -122,6 +122,7 @@ class Filesystem:
     def end(self) -> None:
         """The mount is gone for good: close what is open, and hold nothing for another worker."""
         self.open_files.close()
+        self.image_files.idle.close()
         self._held.clear()
 
     # What others have to know

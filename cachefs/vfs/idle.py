@@ -51,6 +51,11 @@ class IdleFiles:
         if image is not None:
             image.close()
 
+    def close(self) -> None:
+        """Close all of them, at the end of the mount."""
+        for inode in list(self._files):
+            self.drop(inode)
+
     async def close_old(self) -> None:
         """Close what nobody has taken for a while, until cancelled."""
         while True:

@@ -184,6 +184,12 @@ class FixedDirectory(Directory):
         except KeyError:
             raise ImageNotFoundError(f"no {name!r} here") from None
 
+    async def create(self, name: bytes, caller: Caller) -> tuple[Node, OpenFile]:
+        raise NotPermittedError("what stands here was decided at the start")
+
+    async def unlink(self, name: bytes) -> None:
+        raise NotPermittedError("what stands here was decided at the start")
+
     async def open_listing(self) -> Listing:
         return self
 

@@ -1,0 +1,313 @@
+"""Reading images: opens and hits, waiting for bytes, and what changes under an open file."""
+
+import errno
+import os
+
+import pytest
+from support.fake_source import MIB, FakeSource
+from support.requests import Handle
+
+from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, join, split
+
+from .conftest import DATA, Served, Worker, every_driver, every_mode, refused, sha256, until
+
+SMALL = b"small image"
+
+
+async def hits(worker: Worker, image_id: str) -> int:
+    """The hits of a cached image, as its record shows them."""
+    shown = await worker.record(f"cached/{image_id}")
+    return int(shown["hits"])
+
+
+# Cached
+
+
+@every_driver
+@every_mode
+async def test_a_cached_image_is_read_whole(served: Served, mode: str, driver: str) -> None:
+    async with served(mode=mode, driver=driver, images={"a": DATA}) as worker:
+        assert await worker.ask.cat("images/a") == DATA
+
+
+@every_mode
+async def test_a_read_past_the_end_is_empty_and_one_across_it_short(
+    served: Served, mode: str
+) -> None:
+    async with served(mode=mode, images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        assert await worker.ask.read(handle, len(SMALL) + 5) == b""
+        assert await worker.ask.read(handle, 6, 4096) == SMALL[6:]
+        await worker.ask.release(handle)
+
+
+@every_mode
+async def test_the_kernel_may_cache_an_images_bytes(served: Served, mode: str) -> None:
+    async with served(mode=mode, images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        assert (handle.direct_io, handle.keep_cache) == (False, True)
+        await worker.ask.release(handle)
+
+
+async def test_an_empty_image_is_read(served: Served, source: FakeSource) -> None:
+    source.images["empty"] = b""
+    async with served(images={"a": b""}) as worker:
+        assert await worker.ask.cat("images/a") == b""
+        assert await worker.ask.cat("images/empty") == b""
+
+
+@every_driver
+@every_mode
+async def test_every_open_is_one_hit(served: Served, mode: str, driver: str) -> None:
+    async with served(mode=mode, driver=driver, images={"a": SMALL}) as worker:
+        for opens in (1, 2, 3):
+            await worker.ask.cat("images/a")
+            assert await hits(worker, "a") == opens
+        assert (await worker.record("status"))["hits"] == 3
+
+
+async def test_opens_by_pyfuse3_and_by_the_transport_count_and_share_alike(
+    served: Served,
+) -> None:
+    async with served(images={"a": SMALL}) as worker:
+        inode = (await worker.ask.lookup("images/a")).st_ino
+        grant = worker.filesystem.image_files.open(inode, os.O_RDONLY)
+        assert grant is not None
+        info = await worker.ask.operations.open(inode, os.O_RDONLY, worker.ask.context)
+        assert info.fh == grant.handle
+        assert len(worker.filesystem.open_files) == 1
+        assert await hits(worker, "a") == 2
+        await worker.ask.operations.release(info.fh)
+        assert await worker.ask.read(Handle(inode, grant.handle, False, True)) == SMALL
+        grant.close()
+        assert len(worker.filesystem.open_files) == 0
+
+
+async def test_the_transport_opens_nothing_but_cached_images_for_reading(served: Served) -> None:
+    async with served(images={"a": SMALL}) as worker:
+        cached = (await worker.ask.lookup("images/a")).st_ino
+        absent = (await worker.ask.lookup("images/img")).st_ino
+        control = (await worker.ask.lookup("control/status")).st_ino
+        opens = worker.filesystem.image_files.open
+        assert opens(absent, os.O_RDONLY) is None
+        assert opens(control, os.O_RDONLY) is None
+        assert opens(join(NodeKind.CACHED, 99), os.O_RDONLY) is None
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+            assert opens(cached, flags) is None
+        assert len(worker.filesystem.open_files) == 0
+
+
+@every_mode
+async def test_an_image_opened_often_has_one_descriptor(served: Served, mode: str) -> None:
+    async with served(mode=mode, images={"a": SMALL}) as worker:
+        handles = [await worker.ask.open("images/a") for _ in range(5)]
+        assert len(worker.descriptors) == 1
+        for handle in handles[1:]:
+            await worker.ask.release(handle)
+        assert await worker.ask.read(handles[0]) == SMALL
+        await worker.ask.release(handles[0])
+
+
+# Not cached
+
+
+@every_driver
+@every_mode
+async def test_an_uncached_image_is_read_whole_and_then_cached(
+    served: Served, source: FakeSource, mode: str, driver: str
+) -> None:
+    async with served(mode=mode, driver=driver) as worker:
+        assert await worker.ask.cat("images/img") == DATA
+        await worker.cached("img")
+        assert source.sent == len(DATA)
+        assert (worker.layout.image("img")).read_bytes() == DATA
+
+
+@every_mode
+async def test_a_read_waits_for_its_own_bytes_only(
+    served: Served, held: FakeSource, mode: str
+) -> None:
+    async with served(mode=mode) as worker:
+        handle = await worker.ask.open("images/img")
+        assert await worker.ask.read(handle, 0, 4096) == DATA[:4096]
+        assert await worker.ask.read(handle, 4 * MIB, 4096) == DATA[4 * MIB :][:4096]
+        assert not held.gate.is_set()
+        await worker.ask.release(handle)
+
+
+@every_mode
+async def test_opening_waits_for_no_byte(served: Served, held: FakeSource, mode: str) -> None:
+    held.free = 0
+    async with served(mode=mode) as worker:
+        handle = await worker.ask.open("images/img")
+        assert held.sent == 0
+        await worker.ask.release(handle)
+
+
+@every_mode
+async def test_two_opens_share_one_fetch(served: Served, held: FakeSource, mode: str) -> None:
+    async with served(mode=mode) as worker:
+        first, second = [await worker.ask.open("images/img") for _ in range(2)]
+        assert worker.fetching == {"img"}
+        held.gate.set()
+        assert await worker.ask.read_all(first) == DATA
+        assert await worker.ask.read_all(second) == DATA
+        assert (held.stats, held.sent) == (["img"], len(DATA))
+        await worker.ask.release(first)
+        await worker.ask.release(second)
+
+
+@every_mode
+async def test_opens_of_an_image_under_way_are_misses_and_its_hits_once_cached(
+    served: Served, held: FakeSource, mode: str
+) -> None:
+    async with served(mode=mode) as worker:
+        handles = [await worker.ask.open("images/img") for _ in range(3)]
+        assert (await worker.record("incomplete/img"))["hits"] == 3
+        held.gate.set()
+        await worker.cached("img")
+        assert await hits(worker, "img") == 3
+        assert (await worker.record("status"))["misses"] == 3
+        for handle in handles:
+            await worker.ask.release(handle)
+
+
+@every_mode
+async def test_an_image_published_while_it_is_open_is_read_on_by_the_same_handle(
+    served: Served, held: FakeSource, mode: str
+) -> None:
+    async with served(mode=mode) as worker:
+        handle = await worker.ask.open("images/img")
+        held.gate.set()
+        await worker.cached("img")
+        held.images.clear()
+        assert await worker.ask.read_all(handle) == DATA
+        assert (await worker.ask.getattr(handle.inode)).st_size == len(DATA)
+        await worker.ask.release(handle)
+
+
+@every_mode
+async def test_a_published_image_is_another_inode_and_the_kernel_hears_of_it(
+    served: Served, mode: str
+) -> None:
+    async with served(mode=mode) as worker:
+        before = (await worker.ask.lookup("images/img")).st_ino
+        await worker.ask.cat("images/img")
+        await worker.cached("img")
+        assert (IMAGES_INODE, b"img", 0) in worker.notifier.entries
+        after = (await worker.ask.lookup("images/img")).st_ino
+        assert split(before)[0] == NodeKind.LAZY
+        assert split(after)[0] == NodeKind.CACHED
+
+
+@every_mode
+async def test_opening_the_old_inode_of_a_published_image_is_stale(
+    served: Served, mode: str
+) -> None:
+    async with served(mode=mode) as worker:
+        before = (await worker.ask.lookup("images/img")).st_ino
+        await worker.ask.cat("images/img")
+        await worker.cached("img")
+        with refused(errno.ESTALE):
+            await worker.ask.open_inode(before)
+
+
+@every_mode
+async def test_on_last_close_cancel_ends_a_fetch_that_nobody_reads(
+    served: Served, held: FakeSource, mode: str
+) -> None:
+    async with served(mode=mode, on_last_close="cancel") as worker:
+        first, second = [await worker.ask.open("images/img") for _ in range(2)]
+        await worker.ask.release(first)
+        assert not worker.filesystem._fetcher.flights["img"].cancelled
+        await worker.ask.release(second)
+        await until(lambda: not worker.fetching)
+        assert list(worker.layout.incomplete_dir.iterdir()) == []
+        assert worker.store.quick.get("img") is None
+
+
+@every_mode
+async def test_on_last_close_keep_goes_on_with_a_fetch_that_nobody_reads(
+    served: Served, held: FakeSource, mode: str
+) -> None:
+    async with served(mode=mode) as worker:
+        await worker.ask.release(await worker.ask.open("images/img"))
+        held.gate.set()
+        await worker.cached("img")
+        assert worker.layout.image("img").read_bytes() == DATA
+
+
+async def test_an_image_whose_fetch_was_cancelled_can_be_opened_again(
+    served: Served, held: FakeSource
+) -> None:
+    async with served(on_last_close="cancel") as worker:
+        await worker.ask.release(await worker.ask.open("images/img"))
+        held.gate.set()
+        assert await worker.ask.cat("images/img") == DATA
+
+
+# Under an open file
+
+
+@every_driver
+@every_mode
+async def test_an_image_evicted_while_it_is_open_is_read_on(
+    served: Served, mode: str, driver: str
+) -> None:
+    async with served(mode=mode, driver=driver, images={"a": SMALL}, on_miss="enoent") as worker:
+        handle = await worker.ask.open("images/a")
+        await worker.ask.unlink("control/cached/a")
+        with refused(errno.ENOENT):
+            await worker.ask.lookup("images/a")
+        assert await worker.ask.read_all(handle) == SMALL
+        assert (await worker.ask.getattr(handle.inode)).st_size == len(SMALL)
+        await worker.ask.release(handle)
+        with refused(errno.ESTALE):
+            await worker.ask.getattr(handle.inode)
+
+
+@every_mode
+async def test_an_evicted_image_that_is_open_is_held_where_handles_outlive_the_worker(
+    served: Served, mode: str
+) -> None:
+    async with served(mode=mode, images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        worker.store.evict("a")
+        assert worker.held == ([str(handle.inode)] if mode == "relay" else [])
+        await worker.ask.release(handle)
+        assert worker.held == []
+
+
+@every_mode
+async def test_the_kernel_hears_of_an_eviction_before_it_returns(served: Served, mode: str) -> None:
+    async with served(mode=mode, images={"a": SMALL}) as worker:
+        inode = (await worker.ask.lookup("images/a")).st_ino
+        await worker.ask.unlink("control/cached/a")
+        assert worker.notifier.entries == [(IMAGES_INODE, b"a", inode)]
+
+
+@every_mode
+async def test_an_image_fetched_anew_is_another_inode(
+    served: Served, source: FakeSource, mode: str
+) -> None:
+    async with served(mode=mode, images={"img": DATA}) as worker:
+        handle = await worker.ask.open("images/img")
+        worker.store.evict("img")
+        source.images["img"] = changed = bytes(reversed(DATA))
+        source.digests["img"] = sha256(changed)
+        assert await worker.ask.cat("images/img") == changed
+        await worker.cached("img")
+        assert (await worker.ask.lookup("images/img")).st_ino != handle.inode
+        assert await worker.ask.read_all(handle) == DATA
+        await worker.ask.release(handle)
+
+
+async def test_an_image_evicted_between_look_up_and_open_is_looked_up_again(
+    served: Served, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(images={"img": DATA}) as worker:
+        inode = (await worker.ask.lookup("images/img")).st_ino
+        worker.store.evict("img")
+        with refused(errno.ESTALE):
+            await worker.ask.open_inode(inode)
+        assert await worker.ask.cat("images/img") == DATA
