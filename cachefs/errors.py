@@ -39,7 +39,7 @@ class ImageExistsError(CacheFSError):
 
 
 class ImageBusyError(CacheFSError):
-    """The image is pinned, or held by somebody, and may not be changed now."""
+    """The image is pinned, or held by another process, and may not be changed now."""
 
     errno = errno.EBUSY
 
@@ -105,7 +105,7 @@ class NotPermittedError(CacheFSError):
 
 
 class InterruptedReadError(CacheFSError):
-    """Whoever waited for this has been sent a signal."""
+    """The process that waited for this has been sent a signal."""
 
     errno = errno.EINTR
 

@@ -30,7 +30,7 @@ _EXPECTED = frozenset(
         errno.ESTALE,  # the kernel looks the name up again; nobody sees it
     }
 )
-"""Answers that are somebody's everyday question, not worth a line in the log."""
+"""Answers to everyday questions, not worth a line in the log."""
 
 
 def answers(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:

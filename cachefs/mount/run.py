@@ -62,7 +62,7 @@ def _supervise(
     claim = _claim(layout.private_dir)
     try:
         supervisor = Supervisor(
-            # -P: not from the working directory, where somebody may keep a mountpoint `cachefs`.
+            # -P: not from the working directory, where a user may keep a mountpoint `cachefs`.
             [sys.executable, "-P", "-m", "cachefs.mount.worker"],
             str(settings.mountpoint),
             info,

@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _hush() -> None:
-    """From now on there is a log; stderr was for whoever waits for the mount."""
+    """From now on there is a log; stderr was for the command that waits for the mount."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)

@@ -47,8 +47,9 @@ class Backing(Protocol):
         answer."""
 
     def opened(self, handle: int) -> Grant | None:
-        """The file that is open under *handle*, whoever asked for it; None where there is none, of
-        another worker's time for one, so that its requests are pyfuse3's."""
+        """The file that is open under *handle*, whether it was asked for here or by way of pyfuse3;
+        None where there is none, of another worker's time for one, so that its requests are
+        pyfuse3's."""
 
 
 class NoBacking:

@@ -13,12 +13,12 @@ INVARIANT: each request that the kernel awaits an answer to gets one, at most on
 EINTR in its place, and then libfuse's is swallowed and what it granted is given back (a lookup by
 FORGET, a handle by RELEASE).
 
-A request that kills whoever gets it would be resent to one worker after the other. After some
-deaths in a row the supervisor therefore starts one in *quarantine*, which answers EIO to what is
-resent.
+A request that kills the worker that gets it would be resent to one worker after the other. After
+some deaths in a row the supervisor therefore starts one in *quarantine*, which answers EIO to what
+is resent.
 
-INVARIANT: only requests that change nothing are answered EINTR; whoever asked for a change learns
-what became of it.
+INVARIANT: only requests that change nothing are answered EINTR; the caller who asked for a change
+learns what became of it.
 """
 
 import errno
@@ -254,7 +254,7 @@ class Exchange:
 
     def watch_reads(self) -> None:
         """Take READs for interrupted that were out at the last call already: the kernel tells
-        nobody of a signal to who waits for a page that readahead has asked for
+        nobody of a signal to a reader that waits for a page that readahead has asked for
         (``folio_wait_bit_killable``). To be called now and then, before the following."""
         reads = {unique for unique, out in self._out.items() if out.opcode == Opcode.READ}
         for unique in reads & self._reads:

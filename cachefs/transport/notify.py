@@ -1,7 +1,7 @@
 """Notifications to the kernel, written by a thread of their own, in order.
 
 INVARIANT: no task that answers requests ever writes one. An invalidation takes the directory's lock
-in the kernel (``fuse_reverse_inval_entry``), and whoever holds it may be waiting for an answer from
+in the kernel (``fuse_reverse_inval_entry``), and the lock holder may be waiting for an answer from
 us; the write then blocks until that answer is given.
 
 Owns the queue and the thread; knows nothing of what the messages mean.

@@ -11,7 +11,7 @@ word whole and in program order (one process, one writer at a time), so a journa
     then:    the reply is written to the kernel - clear JOURNAL
 
 The entry holds absolute values, so that applying it twice is applying it once, and the reply
-itself: whoever comes after a kill applies and writes it again, and the kernel says ENOENT to a
+itself: the worker after a kill applies and writes it again, and the kernel says ENOENT to a
 reply that it already has. So there is no point at which an open is known to the kernel and not
 counted here, or counted here and never to be known to the kernel.
 

@@ -11,8 +11,8 @@ opens as it is, and with passthrough ones if it bears their PASSTHROUGH and id
 (``fuse_file_io_open``).
 
 INVARIANT: a backing id lives from the first passthrough open of its node to the last release, and
-not longer, whoever is killed in between: the disk space of an evicted image is back after its last
-close. How: see :mod:`.open_table`.
+not longer, whichever process is killed in between: the disk space of an evicted image is back after
+its last close. How: see :mod:`.open_table`.
 
 INVARIANT: KEEP_CACHE and PASSTHROUGH are never set together.
 

@@ -1,6 +1,6 @@
 """Plain pyfuse3 behind the transport's interface: libfuse mounts and reads the device itself.
 
-Owns pyfuse3's session. For whoever may not mount, or has a kernel without passthrough; nothing of a
+Owns pyfuse3's session. For a user who may not mount, or a kernel without passthrough; nothing of a
 mount outlives its worker here. Knows nothing of messages.
 """
 

@@ -1,10 +1,10 @@
-"""Files of cached images that nobody has open just now, kept for the next who opens them.
+"""Files of cached images that nobody has open just now, kept for the next open.
 
 Owns their descriptors and the time they stay. A third of what an open costs is opening the file,
 locking it and finding its record; an image that is opened often is opened again soon.
 
 INVARIANT: an idle file protects nothing: its lock is given back, so any process may evict its
-image, and whoever takes it up looks whether one did. Eviction by this process drops it; what
+image, and the open that takes it up looks whether one did. Eviction by this process drops it; what
 another evicts gives its space back 1.5 :data:`IDLE_SECONDS` after its last close at the latest.
 """
 
@@ -57,7 +57,7 @@ class IdleFiles:
             self.drop(inode)
 
     async def close_old(self) -> None:
-        """Close what nobody has taken for a while, until cancelled."""
+        """Close what no open has taken for a while, until cancelled."""
         while True:
             await self._filled.wait()
             self._filled = trio.Event()

@@ -1,6 +1,6 @@
 """Reading a file for the kernel: at once where the page cache has the bytes, else in a thread.
 
-One buffer serves all reads that need not wait. That is safe because whoever asked consumes it
+One buffer serves all reads that need not wait. That is safe because the caller consumes it
 before the event loop runs anything else (pyfuse3 replies right after the handler returns, without
 awaiting)."""
 
