@@ -109,15 +109,19 @@ class Worker:
 
     # What the kernel does
 
+    async def look_up(self, image_id: str) -> dict[str, Any]:
+        entry = await self._operations.lookup(IMAGES_INODE, image_id.encode(), CALLER)
+        return {"nodeid": entry.st_ino, "size": entry.st_size}
+
     async def open(self, image_id: str, nodeid: int | None) -> dict[str, Any]:
         """As the kernel does: by the node that it knows for the name, and once more by a look-up
         where that is stale."""
         looked_up: list[tuple[int, int]] = []
         for last in (False, True):
             if nodeid is None:
-                entry = await self._operations.lookup(IMAGES_INODE, image_id.encode(), CALLER)
-                nodeid = entry.st_ino
-                looked_up.append((nodeid, entry.st_size))
+                found = await self.look_up(image_id)
+                nodeid = found["nodeid"]
+                looked_up.append((found["nodeid"], found["size"]))
             grant = self._files.open(nodeid, os.O_RDONLY)
             if grant is None:
                 try:
@@ -203,6 +207,11 @@ class Worker:
             "error": failure and failure.error,
         }
 
+    async def depart(self, image_id: str) -> dict[str, Any]:
+        """Wait until the image is under way."""
+        await _until(lambda: image_id in self._fetcher.flights, f"{image_id} to depart")
+        return {}
+
     async def settle(self) -> dict[str, Any]:
         """Wait until nothing is fetched, queued or kept for the next open."""
 
@@ -252,13 +261,15 @@ class Worker:
             except FileNotFoundError:  # that of the listing itself
                 continue
             name = target.removeprefix(f"{self._cache_dir}/")
-            if name != target and not name.startswith(NOT_COUNTED):
+            kept = name.startswith(NOT_COUNTED) or Path(target).is_dir()  # being listed
+            if name != target and not kept:
                 found.append(name)
         return sorted(found)
 
 
 def _version(file: object) -> str:
-    """What the file is: its digest where it is cached, the origin's name for it where not yet."""
+    """What the file is: its digest where it is cached, the origin's name for it where not yet, and
+    nothing where it is held without a name."""
     if isinstance(file, LazyFile):
         return file.flight.image.version or ""
     assert isinstance(file, ImageFile)

@@ -147,16 +147,15 @@ class Kernel:
     def take_open(self, image_id: str, ticket: int) -> Opened | None:
         answer = self.does.wait(ticket)
         for nodeid, size in answer["looked_up"]:
-            self.lookups[nodeid] = self.lookups.get(nodeid, 0) + 1
-            self.names[image_id] = nodeid
-            self.sizes[nodeid] = size
+            self.looked_up(image_id, nodeid, size)
         if "errno" in answer:
             name = errno.errorcode[answer["errno"]]
             assert (name, self.max_size) == ("ENOSPC", TIGHT), f"open of {image_id}: {name}"
             return None
         inode = answer["nodeid"]
         assert answer["handle"] == inode
-        version = self.origin.named[answer["version"]]
+        named = answer["version"]  # none where a node that is open has lost its name
+        version = self.origin.named[named] if named else self.versions[inode]
         assert version.image_id == image_id
         assert self.versions.setdefault(inode, version) == version
         assert self.sizes[inode] == len(version.data), "the kernel knows it by another size"
@@ -166,6 +165,14 @@ class Kernel:
             newest = self.origin.current[image_id] == version and self.max_size == ROOMY
             opened.sure = newest or not opened.is_lazy
         return opened
+
+    def look_up(self, image_id: str) -> None:
+        self.looked_up(image_id, **self.does.call("look_up", image_id=image_id))
+
+    def looked_up(self, image_id: str, nodeid: int, size: int) -> None:
+        self.lookups[nodeid] = self.lookups.get(nodeid, 0) + 1
+        self.names[image_id] = nodeid
+        self.sizes[nodeid] = size
 
     def close(self, opened: Opened) -> None:
         """Never while it is read: the kernel sends RELEASE after the last answer to a READ."""
@@ -259,6 +266,10 @@ class Kernel:
     def hold_back(self, image_id: str) -> None:
         self.origin.hold_back(image_id)
 
+    def open_held_back(self, image_id: str) -> None:
+        self.hold_back(image_id)
+        self.open(image_id)
+
     def deliver(self) -> None:
         self.origin.deliver()
         for opened in self.opened.values():
@@ -307,9 +318,10 @@ class Kernel:
         self.does.send("evict", image_id=image_id)
         self.kill()
 
-    def evict_while_opening(self, image_id: str, *, known: bool) -> None:
+    def evict_while_opening(self, image_id: str) -> None:
+        """By a look-up: a name that was stale before the eviction would be stale twice."""
         eviction = self.does.send("evict", image_id=image_id)
-        self.take_open(image_id, self.send_open(image_id, known=known))
+        self.take_open(image_id, self.send_open(image_id))
         self.does.wait(eviction)
 
     # What always holds
@@ -424,6 +436,7 @@ class Machine(RuleBasedStateMachine):
         take=st.sampled_from(
             [
                 Kernel.evict,
+                Kernel.evict_while_opening,
                 Kernel.kill_in_eviction,
                 Kernel.cancel,
                 Kernel.queue,
@@ -431,6 +444,8 @@ class Machine(RuleBasedStateMachine):
                 Kernel.replace,
                 Kernel.refetch,
                 Kernel.hold_back,
+                Kernel.open_held_back,
+                Kernel.look_up,
             ]
         ),
     )
@@ -440,10 +455,6 @@ class Machine(RuleBasedStateMachine):
     @rule(image_id=IDS, pinned=st.booleans())
     def pin(self, image_id: str, pinned: bool) -> None:
         self.step(Kernel.pin, image_id, pinned)
-
-    @rule(image_id=IDS, known=st.booleans())
-    def evict_while_opening(self, image_id: str, known: bool) -> None:
-        self.step(Kernel.evict_while_opening, image_id, known=known)
 
     @rule(image_id=IDS, known=st.booleans())
     def kill_in_open(self, image_id: str, known: bool) -> None:
@@ -472,3 +483,45 @@ def test_whatever_happens_nothing_is_left_after_the_last_close(server: WorkerSer
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.fixture
+def kernel(server: WorkerServer, tmp_path: Path) -> Iterator[Kernel]:
+    kernel = Kernel(server, tmp_path)
+    try:
+        yield kernel
+    finally:
+        kernel.does.close()
+
+
+def test_what_was_cancelled_while_it_was_open_is_counted_and_released_by_the_next_worker(
+    kernel: Kernel,
+) -> None:
+    kernel.hold_back("large")
+    kernel.open("large")
+    kernel.cancel("large")
+    kernel.kill()
+    kernel.check()
+    kernel.check_end()
+
+
+def test_two_fetches_of_an_image_of_which_one_was_cancelled_are_taken_up(kernel: Kernel) -> None:
+    kernel.hold_back("large")
+    kernel.open("large")
+    kernel.replace("large")
+    kernel.cancel("large")
+    kernel.open("large")
+    kernel.kill()
+    kernel.check()
+    kernel.check_end()
+
+
+def test_a_name_known_in_one_version_is_not_opened_as_another(kernel: Kernel) -> None:
+    kernel.look_up("large")
+    kernel.replace("large")
+    kernel.hold_back("large")
+    kernel.queue("large")
+    kernel.does.call("depart", image_id="large")
+    kernel.open("large", known=True)
+    kernel.check()
+    kernel.check_end()
