@@ -31,7 +31,7 @@ from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
 from cachefs.drivers import Entry
-from cachefs.errors import ImageNotFoundError, ReadOnlyError, StaleError
+from cachefs.errors import CacheFSError, ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
@@ -116,6 +116,23 @@ class LazyFile(OpenFile):
     def close(self) -> None:
         self._on_close()
         self.flight.drop_reader()
+
+
+class LostFile(OpenFile):
+    """An image that an earlier worker had open and that cannot be read on: its fetch failed, or was
+    cancelled. It is open still, until its last close."""
+
+    direct = False
+
+    def __init__(self, handle: int, on_close: Callable[[], None]) -> None:
+        self.handle = handle
+        self._on_close = on_close
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        raise CacheFSError("the image was lost, with the worker or before")
+
+    def close(self) -> None:
+        self._on_close()
 
 
 class NamelessNode(Node):
@@ -213,6 +230,11 @@ class ImageFiles:
         file.held = True
         return file
 
+    def lost(self, inode: int) -> LostFile:
+        """What stands for an image that was open and cannot be opened again. The caller counts its
+        opens at once."""
+        return LostFile(inode, lambda: self._held.release(inode))
+
     # What is known of open images
 
     def entry(self, serial: int) -> Entry | None:
@@ -262,6 +284,8 @@ class ImageFiles:
         return grant.file if grant and isinstance(grant.file, ImageFile) else None
 
     def _open(self, inode: int, image_id: str | None) -> ImageFile:
+        if self._files.opened(inode) is not None:
+            raise StaleError(f"image number {split(inode)[1]} was lost while it was open")
         image = self.idle.take(inode)
         if image is None:
             image_id = image_id or self._image_id(inode)

@@ -222,7 +222,10 @@ class Images(Directory):
         if flight is None or flight.cancelled or flight.finished.is_set():
             if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
                 raise StaleError(f"image {image_id!r} is another by now")
-            flight = node.flight = self._fetcher.start(node.image)
+            flight = self._fetcher.start(node.image)
+            if flight.image != node.image:  # begun for another, who asked the source later
+                raise StaleError(f"image {image_id!r} is being fetched in another version")
+            node.flight = flight
         try:
             file = await self._files.lazy(node.serial, flight, caller)
         except ImageExistsError as error:  # another process was faster

@@ -5,7 +5,10 @@ lost their names, and notes of those that were being fetched. From both this mak
 (:mod:`cachefs.vfs.open_files`) what it was, before any request is answered.
 
 INVARIANT: a held file is taken for an image only if it was published: the file of a fetch that
-failed, or was cancelled, is full of holes."""
+failed, or was cancelled, is full of holes.
+
+INVARIANT: every image that the kernel has open is in the registry, readable or not, so that its
+last close releases what is held for it."""
 
 import logging
 from collections.abc import Mapping
@@ -44,29 +47,33 @@ class Takeover:
     async def run(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
         """Take up *open_nodes*, each with how often it is open, and release what no kernel has
         open: left by a worker that was killed in an open, or by an earlier mount where this worker
-        is the mount's *first*. What cannot be taken up is logged, and its readers get ESTALE."""
+        is the mount's *first*. What cannot be taken up is logged, and its readers get EIO."""
         self._held.keep_only(() if first else open_nodes)
         for inode, opens in open_nodes.items():
-            try:
-                file = await self._take_up(inode)
-            except (CacheFSError, OSError) as error:
-                log.warning("what was open as %d cannot be read on: %s", inode, error)
-            else:
-                if file is not None:
-                    self._files.grant(file, inode, opens)
+            if split(inode)[0] in (NodeKind.CACHED, NodeKind.LAZY):
+                self._files.grant(await self._take_up(inode), inode, opens)
 
-    async def _take_up(self, inode: int) -> OpenFile | None:
-        """Open it again; None where it was no image, or one whose fetch had failed or was
-        cancelled. Raises why a fetch cannot go on."""
+    async def _take_up(self, inode: int) -> OpenFile:
+        """Open the image again, or what stands for one that is lost."""
+        try:
+            file = await self._reopen(inode)
+        except (CacheFSError, OSError) as error:
+            log.warning("what was open as %d cannot be read on: %s", inode, error)
+            file = None
+        return file or self._images.lost(inode)
+
+    async def _reopen(self, inode: int) -> OpenFile | None:
+        """None where the image's fetch had failed or was cancelled. Raises why a fetch cannot go
+        on."""
         kind, serial = split(inode)
-        if kind == NodeKind.CACHED:
-            entry = self._store.by_inode(serial)
-            if entry is None:
-                return self._images.open_held(inode)
-            return self._images.reopen(inode, entry.image_id)
-        return await self._take_up_lazy(inode) if kind == NodeKind.LAZY else None
+        if kind == NodeKind.LAZY:
+            return await self._reopen_lazy(inode)
+        entry = self._store.by_inode(serial)
+        if entry is None:
+            return self._images.open_held(inode)
+        return self._images.reopen(inode, entry.image_id)
 
-    async def _take_up_lazy(self, inode: int) -> OpenFile | None:
+    async def _reopen_lazy(self, inode: int) -> OpenFile | None:
         members = self._held.noted(inode)
         if members is None:
             return None
