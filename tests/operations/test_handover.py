@@ -225,7 +225,7 @@ async def test_the_first_worker_of_a_mount_holds_nothing_of_an_earlier_mount(
         worker.store.evict("a")
     async with served(first=True, open_nodes={handle.inode: 1}) as worker:
         assert worker.held == []
-        with refused(errno.ESTALE):
+        with refused(errno.EIO):
             await worker.ask.read(Handle(handle.inode, handle.number, False, True))
 
 
