@@ -150,7 +150,11 @@ async def until(condition: Callable[[], object]) -> None:
 async def read(flight: Flight, start: int, stop: int) -> bytes:
     """Bytes of an image, as a reader gets them."""
     await flight.wait(start, stop)
-    return await trio.to_thread.run_sync(os.pread, flight.fd, stop - start, start)
+    fd = os.dup(flight.fd)  # the flight closes its own when it has ended, and no reader is counted
+    try:
+        return await trio.to_thread.run_sync(os.pread, fd, stop - start, start)
+    finally:
+        os.close(fd)
 
 
 async def fetch(fetcher: Fetcher, image_id: str) -> Flight:

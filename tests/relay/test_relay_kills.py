@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachefs.kernel import wire
 from cachefs.kernel.wire import Opcode
+from cachefs.vfs.inodes import ROOT_INODE
 from tests.support.socket_kernel import Handle
 from tests.support.socket_mount import Served, served
 
@@ -28,7 +28,7 @@ def test_a_drained_worker_reads_no_more_and_answers_what_it_has() -> None:
         s.worker.wait_for("waiting")
         s.worker.command("drain", 60)
         s.worker.wait_for("draining")
-        asking = s.kernel.send(Opcode.GETATTR, wire.ROOT_ID, bytes(16))
+        asking = s.kernel.send(Opcode.GETATTR, ROOT_INODE, bytes(16))
         s.go()
         assert s.worker.wait_for("drained")["all_answered"]
         assert s.worker.wait() == 0

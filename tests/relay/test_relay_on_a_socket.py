@@ -14,6 +14,7 @@ import pytest
 from cachefs.kernel import wire
 from cachefs.kernel.wire import InitFlag, Notify, OpenFlag
 from cachefs.transport.exchange import MAX_IO
+from cachefs.vfs.inodes import ROOT_INODE
 from tests.support.socket_kernel import OFFERED
 from tests.support.socket_mount import Worker, served
 
@@ -282,7 +283,7 @@ def test_an_interrupted_request_waits_while_its_task_goes_on(task: Task) -> None
         looking = s.kernel.send_lookup("later-one", pid=task.pid)
         s.worker.wait_for("waiting")
         s.kernel.interrupt(looking)
-        s.kernel.size(wire.ROOT_ID)  # whose answer is after the judgement of the interrupt
+        s.kernel.size(ROOT_INODE)  # whose answer is after the judgement of the interrupt
         assert not s.kernel.is_answered(looking)
         s.go()
         assert s.kernel.answer(looking).error == 0
@@ -293,7 +294,7 @@ def test_a_signal_that_ends_the_task_after_the_interrupt_is_seen(task: Task) -> 
         looking = s.kernel.send_lookup("later-one", pid=task.pid)
         s.worker.wait_for("waiting")
         s.kernel.interrupt(looking)
-        s.kernel.size(wire.ROOT_ID)
+        s.kernel.size(ROOT_INODE)
         task.wants_to_end()
         assert s.kernel.answer(looking).error == errno.EINTR
         s.go()

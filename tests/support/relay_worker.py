@@ -28,10 +28,10 @@ import pyfuse3
 import trio
 import trio.testing
 
-from cachefs.kernel import wire
 from cachefs.kernel.device import Connection
 from cachefs.transport.base import TransportInfo
 from cachefs.transport.relay import OpenGate, RelayTransport
+from cachefs.vfs.inodes import ROOT_INODE
 from tests.support.smallfs import Files, SmallFS
 
 GRANTED = ("img", "half", "asked")
@@ -197,9 +197,9 @@ async def obey(transport: RelayTransport, operations: ReportingFS) -> None:
                 case ["pyfuse3-inode", nodeid]:
                     pyfuse3.invalidate_inode(nodeid)
                 case ["entry", name]:
-                    transport.invalidate_entry(wire.ROOT_ID, os.fsencode(name))
+                    transport.invalidate_entry(ROOT_INODE, os.fsencode(name))
                 case ["delete", name, child]:
-                    transport.invalidate_entry(wire.ROOT_ID, os.fsencode(name), child)
+                    transport.invalidate_entry(ROOT_INODE, os.fsencode(name), child)
                 case ["stats"]:
                     opens = sorted(operations.registry.opens.items())
                     operations.report(

@@ -24,6 +24,7 @@ from cachefs.kernel import wire
 from cachefs.kernel.wire import InitFlag, Notify, Opcode
 from cachefs.transport.base import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOCKET_BUFFER
 from cachefs.transport.open_table import OpenTable
+from cachefs.vfs.inodes import ROOT_INODE
 
 LIMIT = 20.0
 """Seconds that an answer may take."""
@@ -151,7 +152,7 @@ class SocketKernel:
 
     def send_lookup(self, name: str, *, pid: int = 0) -> int:
         """Look a name up in the root."""
-        return self.send(Opcode.LOOKUP, wire.ROOT_ID, os.fsencode(name) + b"\0", pid=pid)
+        return self.send(Opcode.LOOKUP, ROOT_INODE, os.fsencode(name) + b"\0", pid=pid)
 
     def lookup(self, name: str) -> int:
         """The node of that name."""
