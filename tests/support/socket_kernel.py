@@ -26,6 +26,8 @@ from cachefs.transport.base import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOCKET_BUFFER
 from cachefs.transport.open_table import OpenTable
 from cachefs.vfs.inodes import ROOT_INODE
 
+INTERRUPT_BIT = 1  # FUSE_INT_REQ_BIT of fs/fuse/fuse_dev_i.h
+
 LIMIT = 20.0
 """Seconds that an answer may take."""
 _DO_READDIRPLUS = 1 << 13  # pyfuse3 refuses a kernel without it
@@ -197,7 +199,7 @@ class SocketKernel:
     def interrupt(self, unique: int) -> None:
         """Say that a signal has woken the task that waits for *unique*."""
         body = struct.pack("=Q", unique)
-        self._socket.send(wire.request(Opcode.INTERRUPT, unique | wire.INTERRUPT_BIT, 0, body))
+        self._socket.send(wire.request(Opcode.INTERRUPT, unique | INTERRUPT_BIT, 0, body))
 
     def fileno(self) -> int:
         """Readable when there is something to :meth:`receive`."""
