@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds after which an ID queued by another process is noticed at the latest."""
 
+_PUBLISHING = frozenset({FlightState.PUBLISHING, FlightState.PUBLISHED})
+
 
 class Fetcher:
     """Fetches images from *source* into *store*; *bandwidth* and *prefetch_bandwidth* limit all
@@ -110,8 +112,11 @@ class Fetcher:
 
     def image_wanted(self, image_id: str) -> None:
         """The image is about to be queued, so a negative answer from before does not count. Raises
-        ImageExistsError where it is under way already."""
-        if self.is_under_way(image_id):
+        ImageExistsError where it is under way already. One that is being published may have been,
+        and been evicted since: only the store can tell."""
+        flight = self.flights.get(image_id)
+        publishing = flight is not None and flight.state in _PUBLISHING
+        if self.is_under_way(image_id) and not publishing:
             raise ImageExistsError(f"image {image_id!r} is being fetched already")
         self._answers.forget(image_id)
 

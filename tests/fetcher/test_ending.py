@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from cachefs.cache import Layout, Store
+from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
     ImageChangedError,
@@ -375,3 +376,25 @@ async def test_what_is_incomplete_and_nobodys_is_queued_at_start(
     async with running(held):
         await until(lambda: store.quick.get("img"))
         assert store.queued_ids() == []
+
+
+async def test_an_image_evicted_while_its_fetch_winds_up_can_be_queued_at_once(
+    running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = store.publish
+
+    async with running(source) as fetcher:
+
+        def evicted_just_then(entry: Entry, path: Path, fd: int) -> Entry:
+            monkeypatch.setattr(store, "publish", really)
+            published = really(entry, path, fd)
+            store.evict("img")
+            trio.from_thread.run_sync(fetcher.image_wanted, "img")
+            assert store.enqueue("img")
+            return published
+
+        monkeypatch.setattr(store, "publish", evicted_just_then)
+        flight = await fetch(fetcher, "img")
+        assert flight.error is None
+        await until(lambda: store.is_cached("img"))
+        assert cached(store) == DATA
