@@ -358,3 +358,11 @@ def test_any_source_has_a_plain_directory_name(source: str) -> None:
         return
     assert name.isascii()
     assert not name.startswith((".", "-"))
+
+
+def test_a_source_without_its_scheme_is_refused_without_its_password(tmp_path: Path) -> None:
+    file = tmp_path / "cachefs.toml"
+    file.write_text('fallback = ["alice:s3cret@host/path"]')
+    with pytest.raises(InvalidValueError, match="fallback: a source is neither") as caught:
+        read_file(file)
+    assert "s3cret" not in str(caught.value)

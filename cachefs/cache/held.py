@@ -14,6 +14,7 @@ from typing import Any
 
 from cachefs.cache.layout import Layout
 from cachefs.cache.lock import open_shared
+from cachefs.errors import InvalidValueError
 
 
 class Held:
@@ -66,11 +67,15 @@ class Held:
         scratch.rename(path)
 
     def noted(self, number: int) -> dict[str, Any] | None:
-        """What was written down, or None."""
+        """What was written down, or None. Raises InvalidValueError for what cannot have been."""
         try:
-            members: dict[str, Any] = json.loads(self._note(number).read_text(encoding="utf-8"))
+            members = json.loads(self._note(number).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except (ValueError, RecursionError) as error:  # JSON's errors are ValueErrors
+            raise InvalidValueError(f"the note of {number} is not JSON: {error}") from error
+        if not isinstance(members, dict):
+            raise InvalidValueError(f"the note of {number} is not what cachefs has written")
         return members
 
     def release(self, number: int) -> None:

@@ -173,7 +173,8 @@ def _absolute_only(text: str, _: Path) -> str:
     """Unlike a cache directory's, a local source's path is refused in a file unless it is absolute:
     the command line's SOURCE beside it would be meant from another directory."""
     if "://" not in text and not text.startswith("/"):
-        raise InvalidValueError(f"{quoted(text)} is neither a URL nor an absolute path")
+        # Not quoted: a URL that lacks its scheme may have a password.
+        raise InvalidValueError("a source is neither a URL nor an absolute path")
     return text
 
 

@@ -259,12 +259,13 @@ class ImageFiles:
         if len(self._leaving) > _LEAVING:
             self._leaving.popitem(last=False)
         self.idle.drop(inode)
-        file = self._image_file(inode)
-        if file is not None and self._lasting:
+        while self._lasting and (file := self._image_file(inode)) is not None:
             file.held = True
             self._held.keep(entry.image_id, inode)
-            if self._files.opened(inode) is None:  # closed meanwhile
-                self._held.release(inode)
+            if self._files.opened(inode) is not None:
+                break
+            # Closed meanwhile; or opened again since, whose link this takes away: look again.
+            self._held.release(inode)
 
     def flight_ended(self, flight: Flight) -> None:
         """A fetch has ended: what its readers have open is the image now, or nothing."""

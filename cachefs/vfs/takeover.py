@@ -78,7 +78,10 @@ class Takeover:
         if members is None:
             return None
         complete = members.pop(COMPLETE, False)
-        image = _image(members)
+        try:
+            image = _image(members)
+        except (KeyError, TypeError, ValueError) as error:  # of another version's, say
+            raise StaleError(f"the note of it makes no sense: {error!r}") from error
         if not complete and self._held.is_incomplete(inode, image.image_id):
             flight = self._fetcher.start(image)
             if flight.image != image:

@@ -71,6 +71,36 @@ def test_an_image_opened_just_before_its_name_goes_is_held(
     assert list((tmp_path / ".cachefs" / "held").iterdir()) == []
 
 
+def test_an_image_closed_and_opened_again_while_it_is_held_stays_held(
+    store: Store, files: ImageFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = store.quick.get("a")
+    assert entry is not None
+    inode = join(NodeKind.CACHED, entry.inode)
+    grants = [open_image(files, inode)]
+    keep, release, releases = Held.keep, Held.release, 0
+
+    def closed_just_then(held: Held, image_id: str, number: int) -> None:
+        keep(held, image_id, number)
+        if len(grants) == 1:
+            grants.append(grants[0])
+            grants[0].close()
+
+    def opened_just_then(held: Held, number: int) -> None:
+        nonlocal releases
+        releases += 1
+        if releases == 2:  # the first is the close's, the second the evicting thread's
+            grants.append(open_image(files, inode))
+        release(held, number)
+
+    monkeypatch.setattr(Held, "keep", closed_just_then)
+    monkeypatch.setattr(Held, "release", opened_just_then)
+    assert store.evict("a")
+    assert (tmp_path / ".cachefs" / "held" / str(inode)).read_bytes() == b"data"
+    grants[-1].close()
+    assert list((tmp_path / ".cachefs" / "held").iterdir()) == []
+
+
 def open_image(files: ImageFiles, inode: int) -> Grant:
     grant = files.open(inode, os.O_RDONLY)
     assert grant is not None
