@@ -7,6 +7,7 @@ Disk space comes back with the last link and the last descriptor."""
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from cachefs.cache.layout import Layout
 from cachefs.cache.lock import open_shared
 from cachefs.errors import InvalidValueError
+
+log = logging.getLogger(__name__)
 
 
 class Held:
@@ -88,7 +91,10 @@ class Held:
         names = {str(number) for number in numbers}
         for path in list(self._directory.iterdir()):
             if path.name.partition(".")[0] not in names:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:  # a directory, say: no file of ours, and in nobody's way
+                    log.warning("cannot remove %s: %s", path, error)
 
     def clear(self) -> None:
         """Release everything."""

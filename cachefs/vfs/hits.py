@@ -26,6 +26,7 @@ class Hits:
         self._adding = threading.Lock()  # never held while anything is written
         self._writing = threading.Lock()
         self._counted = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)
         self.total = 0
 
     def count(self, image_id: str) -> None:
@@ -45,12 +46,13 @@ class Hits:
                 self._store.hit(image_id, count)
 
     async def run(self) -> None:
-        """Write until cancelled, and once more then."""
+        """Write in a thread, for another process may hold the index's lock, until cancelled; and
+        once more then."""
         try:
             while True:
                 await self._counted.wait()
                 await trio.sleep(PAUSE)
                 self._counted = trio.Event()
-                self.write()
+                await trio.to_thread.run_sync(self.write, limiter=self._limiter)
         finally:
             self.write()
