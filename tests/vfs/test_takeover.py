@@ -8,7 +8,7 @@ import pytest
 from cachefs.cache import Held, ImageCache, Layout, Limits, Store
 from cachefs.units import Amount
 from cachefs.vfs.hits import Hits
-from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.image_files import ImageFiles, LostFile
 from cachefs.vfs.inodes import NodeKind, Serials, join
 from cachefs.vfs.open_files import OpenFiles
 from cachefs.vfs.takeover import Takeover
@@ -32,7 +32,9 @@ async def test_a_note_that_makes_no_sense_costs_its_readers_only(
         lazy, cached = join(NodeKind.LAZY, 5), join(NodeKind.CACHED, entry.inode)
         (tmp_path / ".cachefs" / "held" / f"{lazy}.json").write_text(note)
         await takeover.run({lazy: 1, cached: 1}, first=False)
-        assert registry.opened(lazy) is None
+        lost = registry.opened(lazy)
+        assert lost is not None
+        assert isinstance(lost.file, LostFile)
         assert registry.opened(cached) is not None
         assert "cannot be read on" in caplog.text
     finally:
