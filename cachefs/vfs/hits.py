@@ -1,9 +1,9 @@
-"""Hits of cached images: counted when an image is opened, written a moment later.
+"""Hits of cached images: counted when an image is opened, written right after the answer.
 
 Writing one costs the index a transaction, for which neither the reader that opens need wait nor the
-next one; those of the same image within :data:`PAUSE` are one write. What shows hits writes the
-pending ones first (:meth:`Hits.write`), so that a reader finds its own open counted. A worker that
-is killed loses those of its last moment."""
+next one: after a write the next waits for :data:`PAUSE`, and those of the same image are one. What
+shows hits writes the pending ones first (:meth:`Hits.write`), so that a reader finds its own open
+counted. A worker that is killed loses those of its last moment."""
 
 import threading
 from collections import Counter
@@ -13,7 +13,7 @@ import trio
 from cachefs.cache import QuickStore
 
 PAUSE = 0.002
-"""Seconds in which hits are gathered: what a ``kill -9`` costs, at most."""
+"""Seconds between two writes, in which hits are gathered: what a ``kill -9`` costs, at most."""
 
 
 class Hits:
@@ -51,8 +51,8 @@ class Hits:
         try:
             while True:
                 await self._counted.wait()
-                await trio.sleep(PAUSE)
                 self._counted = trio.Event()
                 await trio.to_thread.run_sync(self.write, limiter=self._limiter)
+                await trio.sleep(PAUSE)
         finally:
             self.write()
