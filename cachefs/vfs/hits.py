@@ -1,4 +1,4 @@
-"""Hits of cached images: counted when an image is opened, written right after the answer.
+"""Hits of cached images: counted when an image is opened, written a moment after the answer.
 
 Writing one costs the index a transaction, for which neither the reader that opens need wait nor the
 next one: after a write the next waits for :data:`PAUSE`, and those of the same image are one. What
@@ -15,6 +15,10 @@ from cachefs.cache import QuickStore
 PAUSE = 0.002
 """Seconds between two writes, in which hits are gathered: what a ``kill -9`` costs, at most."""
 
+DELAY = 0.0005
+"""Seconds between an open and the write of its hit: the reader that is woken by the answer may have
+to wait for this processor."""
+
 
 class Hits:
     """The hits of one worker; *total* since its start. :meth:`count` is for the event loop,
@@ -26,7 +30,6 @@ class Hits:
         self._adding = threading.Lock()  # never held while anything is written
         self._writing = threading.Lock()
         self._counted = trio.Event()
-        self._limiter = trio.CapacityLimiter(1)
         self.total = 0
 
     def count(self, image_id: str) -> None:
@@ -46,13 +49,14 @@ class Hits:
                 self._store.hit(image_id, count)
 
     async def run(self) -> None:
-        """Write in a thread, for another process may hold the index's lock, until cancelled; and
-        once more then."""
+        """Write until cancelled, and once more then. In the event loop: a thread costs the next
+        open more, which waits for the interpreter with it while an image is fetched."""
         try:
             while True:
                 await self._counted.wait()
+                await trio.sleep(DELAY)
                 self._counted = trio.Event()
-                await trio.to_thread.run_sync(self.write, limiter=self._limiter)
-                await trio.sleep(PAUSE)
+                self.write()
+                await trio.sleep(PAUSE - DELAY)
         finally:
             self.write()
