@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from support.cachefs_mount import Mounted
-from support.processes import failure
+from support.processes import failure, wait_for
 
 REFUSED = ("EROFS", "EACCES", "EPERM")
 Change = Callable[[str, str], object]
@@ -76,6 +76,7 @@ def test_trying_to_write_counts_no_hit_and_fetches_nothing(mount: Mounted, state
     name, _ = mount.origin.new(1000)
     if state == "cached":
         mount.fetch(name)
+    wait_for(lambda: mount.status()["fetching"] == 0, "the fetch to wind up")
     before = mount.status()
     assert failure(os.open, mount.image(name), os.O_WRONLY) in REFUSED
     after = mount.status()
