@@ -1,5 +1,6 @@
 """Eviction on a small cache: the limit, the order, what is spared, what open files see."""
 
+import fcntl
 import os
 import threading
 from contextlib import ExitStack
@@ -50,14 +51,17 @@ def test_size_never_exceeds_max_size_while_many_images_are_fetched(small: Mounte
 
 
 def bytes_of_images(cache_dir: Path) -> int:
-    """What images take of the disk, complete or not; less than the truth while files move."""
+    """What images take of the disk, complete or not. Under the directory's lock: else an image is
+    counted, evicted, and what came in its place is counted too."""
     total = 0
-    for directory in (cache_dir, cache_dir / "incomplete"):
-        for path in directory.glob("image-*"):
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:
-                continue
+    with (cache_dir / ".cachefs" / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        for directory in (cache_dir, cache_dir / "incomplete"):
+            for path in directory.glob("image-*"):
+                try:
+                    total += path.stat().st_size
+                except FileNotFoundError:
+                    continue
     return total
 
 
