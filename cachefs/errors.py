@@ -69,9 +69,11 @@ class ImageChangedError(CacheFSError):
 
 
 class SourceError(CacheFSError):
-    """The source answered with something that is not the image."""
+    """The source answered with something that is not the image. *retry_after* is for how many
+    seconds it asked to be left alone (``Retry-After``, RFC 9110, 10.2.3), None where it did not."""
 
     errno = errno.EIO
+    retry_after: float | None = None
 
 
 class SourceRefusedError(SourceError):

@@ -20,7 +20,8 @@ class SourceImage:
     *size* is in bytes; *version* is the source's own name for these very bytes (an ETag, or size
     and mtime of a file), None where it has none; *digest* is what the bytes must have, None where
     nobody says. *ranges* tells whether :meth:`Source.read` can start anywhere but at 0. *source* is
-    the URL of the source that answered, which a chain needs to come back to it."""
+    the URL of the source that answered, which a chain needs to come back to it. *modified* is when
+    the source says the image was last changed, in seconds since the epoch."""
 
     image_id: str
     size: int
@@ -28,6 +29,7 @@ class SourceImage:
     digest: Digest | None
     ranges: bool
     source: str
+    modified: float | None = None
 
 
 class Source(Protocol):
