@@ -116,6 +116,14 @@ class DriverError(CacheFSError):
     """A driver cannot be loaded or configured here."""
 
 
+class IndexBusyError(DriverError):
+    """The index is locked by another thread or process: to be asked where one may wait."""
+
+
+class IndexLostError(DriverError):
+    """The index is damaged, gone, or of a kind that we cannot use: to be made anew."""
+
+
 class MountError(CacheFSError):
     """The filesystem cannot be mounted or unmounted; the text says why, in one line."""
 

@@ -4,16 +4,18 @@ Owns the formats, and takes whatever it finds: any process may write an attribut
 makes no sense counts as missing. Knows nothing of directories and indexes.
 """
 
+import ctypes
 import errno
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import xattr
 
-from cachefs.drivers.base import Entry
+from cachefs.drivers.base import Entry, file_id, size_in
 
 T = TypeVar("T")
 
@@ -25,6 +27,9 @@ FETCHED = "user.cachefs.fetched"
 SOURCE = "user.cachefs.source"
 CHECKSUM = "user.cachefs.checksum"
 VERIFIED = "user.cachefs.verified"
+FILE = "user.cachefs.file"
+"""Which file the others were written on (:func:`cachefs.drivers.base.file_id`): they may be copied
+to another one, and its bytes may become others below them."""
 
 SOURCE_BYTES = 1024
 """A longer source is cut: ext4 has one block, 4 KiB, for all attributes of a file."""
@@ -81,6 +86,7 @@ def read_entry(image_id: str, path: str, found: os.stat_result) -> Entry:
         source=texts.get(SOURCE),
         verified=texts.get(VERIFIED) is not None,
         inode=inode_number(texts.get(INODE)),
+        file=_file(texts.get(FILE)),
     )
 
 
@@ -105,8 +111,9 @@ def number(path: str, inode: int) -> None:
     os.setxattr(path, INODE, b"%d" % inode, os.XATTR_CREATE)
 
 
-def write_entry(path: str, entry: Entry) -> None:
-    """Put the record on the file *path*; a last_modified of 0 leaves the file's mtime."""
+def write_entry(path: str, entry: Entry) -> Entry:
+    """Put the record on the file *path*; a last_modified of 0 leaves the file's mtime. The record,
+    which speaks of that file from now on."""
     source = (entry.source or "").encode()[:SOURCE_BYTES].decode(errors="ignore")
     for name, text in (
         (HITS, str(entry.hits)),
@@ -120,6 +127,20 @@ def write_entry(path: str, entry: Entry) -> None:
         write(path, name, text)
     modified_ns = to_ns(entry.last_modified) or Path(path).stat().st_mtime_ns
     os.utime(path, ns=(to_ns(entry.last_accessed), modified_ns))
+    file = file_id(Path(path).lstat())
+    write(path, FILE, file)
+    return replace(entry, file=file)
+
+
+def set_accessed(path: str, when: float) -> None:
+    """Set the file's atime and leave its mtime alone (``UTIME_OMIT``, utimensat(2), which
+    :func:`os.utime` does not have): written back, a mtime read before could hide a change."""
+    accessed_ns = to_ns(when)
+    accessed = _Timespec(accessed_ns // 10**9, accessed_ns % 10**9)
+    times = (_Timespec * 2)(accessed, _Timespec(0, _UTIME_OMIT))
+    if _LIBC.utimensat(_AT_FDCWD, os.fsencode(path), times, _AT_SYMLINK_NOFOLLOW):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
 
 
 def decimal(text: str | None) -> int:
@@ -153,6 +174,10 @@ def _unchanged(read: Callable[[], T]) -> T:
                 raise
 
 
+def _file(text: str | None) -> str | None:
+    return text if text is not None and size_in(text) >= 0 else None
+
+
 def _time(text: str | None) -> float | None:
     try:
         seconds = float(text or "nan")
@@ -161,4 +186,14 @@ def _time(text: str | None) -> float | None:
     return seconds if math.isfinite(seconds) else None
 
 
-_TEXTS = frozenset({HITS, INODE, PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED})
+_TEXTS = frozenset({HITS, INODE, PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED, FILE})
+
+_UTIME_OMIT = (1 << 30) - 2  # sys/stat.h
+_AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100  # fcntl.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class _Timespec(ctypes.Structure):
+    """``struct timespec``."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))

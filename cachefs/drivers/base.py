@@ -5,8 +5,9 @@ A driver records; it decides nothing. It owns no bytes either: publishing and un
 before the unlink, both under the cache's lock.
 """
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -18,6 +19,9 @@ class Entry:
     *inode* is the number by which the mount knows this publication of the image: assigned by the
     driver at :meth:`Driver.put`, never used twice in the life of the cache directory, so an image
     evicted and fetched again has another one. 0 in an entry that is yet to be put.
+
+    *file* says which file the record speaks of (:func:`file_id`), None where the record is Glance's
+    or from a version of ours that did not say. It is no part of what the record says.
     """
 
     image_id: str
@@ -31,6 +35,19 @@ class Entry:
     source: str | None = None
     verified: bool = False
     inode: int = 0
+    file: str | None = field(default=None, compare=False)
+
+
+def file_id(found: os.stat_result) -> str:
+    """Which file this is: its size in bytes, its inode number and its mtime in nanoseconds. Not its
+    ctime, which links and extended attributes change."""
+    return f"{found.st_size}:{found.st_ino}:{found.st_mtime_ns}"
+
+
+def size_in(file: str) -> int:
+    """The size in bytes that a file had by its :func:`file_id`; -1 in one that makes no sense."""
+    size = file.partition(":")[0]
+    return int(size) if len(size) < 20 and size.isascii() and size.isdigit() else -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +58,44 @@ class Totals:
     size: int
 
 
+class QuickDriver(Protocol):
+    """What an event loop may ask of an index: the methods of :class:`Driver` of the same name, that
+    never wait for a lock of another thread or process. Each raises
+    :class:`cachefs.errors.IndexBusyError` instead, and then has done nothing: the caller asks the
+    driver itself, in a thread, which waits."""
+
+    def get(self, image_id: str) -> Entry | None: ...
+
+    def by_inode(self, inode: int) -> Entry | None: ...
+
+    def entries_after(self, inode: int, limit: int) -> list[Entry]: ...
+
+    def totals(self) -> Totals: ...
+
+    def hit(self, image_id: str, when: float, count: int = 1) -> None:
+        """As :meth:`Driver.hit`; refused, too, while the index's log is too long to write more."""
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether :meth:`Driver.tidy` is due."""
+
+
 class Driver(Protocol):
     """An index of cached images.
 
     Every method may be called from any thread, and other processes may use the same directory:
     what they put, hit or remove is seen by the next call. Every method but :meth:`configure`,
     :meth:`reconcile` and :meth:`entries` costs at most a logarithm of the number of images.
+
+    An index that is lost, damaged or locked for long while it is used is made anew of the files,
+    with one warning, and the method goes on: hits are lost at most.
     """
 
     name: ClassVar[str]
+
+    @property
+    def quick(self) -> QuickDriver:
+        """The part for an event loop."""
 
     def configure(self) -> None:
         """Make the index ready. Raises :class:`cachefs.errors.DriverError` where it cannot work;
@@ -60,8 +106,10 @@ class Driver(Protocol):
 
     def reconcile(self) -> tuple[int, int]:
         """Bring files and index together: adopt each image file without a record (times from the
-        file), drop each record without a file. Reads the directory once. Called under the cache's
-        lock. Returns the numbers (adopted, dropped)."""
+        file), drop each record without a file. Reads the directory once, and no file's bytes. A
+        record with a checksum that speaks of another file is kept, with the size that counts now,
+        for :meth:`get` to tell; one without is adopted anew. Called under the cache's lock. Returns
+        the numbers (adopted, dropped)."""
 
     def get(self, image_id: str) -> Entry | None:
         """The image's record, or None."""
@@ -71,14 +119,20 @@ class Driver(Protocol):
 
     def put(self, entry: Entry, path: Path) -> Entry:
         """Record *entry*, whose bytes are in the file *path* and about to be renamed into place; an
-        earlier record of the ID is replaced. Returns the entry with its inode number."""
+        earlier record of the ID is replaced. It speaks of that file from now on, as it is when this
+        returns. Returns the entry with its inode number and its *file*."""
+
+    def identify(self, entry: Entry, file: str) -> None:
+        """Have the record *entry* speak of *file* (:func:`file_id`); nothing happens where it is
+        gone, or another publication's."""
 
     def remove(self, image_id: str) -> None:
         """Drop the record; nothing happens where there is none."""
 
     def hit(self, image_id: str, when: float, count: int = 1) -> None:
         """Count *count* hits, the last at *when*, in one cheap write that survives this process's
-        death at once; nothing happens where there is no record."""
+        death at once; nothing happens where there is no record. Raises
+        :class:`cachefs.errors.IndexBusyError` where the index is locked for long."""
 
     def set_pinned(self, image_id: str, pinned: bool) -> bool:
         """Set or clear the pin; False where there is no record."""
@@ -101,3 +155,10 @@ class Driver(Protocol):
         """At most *limit* entries with inode numbers above *inode*, in that order: a page of a
         listing whose position stays good while images come and go. Fewer than *limit* are the
         last."""
+
+    def tidy(self) -> bool:
+        """Keep the index's log short; False where a reader of another process keeps it from that.
+        May wait for the disk."""
+
+    def disk_bytes(self) -> int:
+        """The room that the index takes on the disk besides the images, in bytes."""

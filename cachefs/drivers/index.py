@@ -1,8 +1,9 @@
 """The table that answers a driver's questions: by inode, by ID, least recently used, totals.
 
-Owns the SQL that both drivers share, one connection with its lock, and the translation of SQLite's
-errors. Knows neither Glance's table nor files: the sqlite driver keeps this table on disk beside
-Glance's, the xattr driver in memory as a view of the files.
+Owns the SQL that both drivers share, a connection with its lock, and the translation of SQLite's
+errors: what another connection locks is IndexBusyError, what cannot be used is IndexLostError.
+Knows neither Glance's table nor files: the sqlite driver keeps this table on disk beside Glance's,
+the xattr driver in memory as a view of the files.
 
 INVARIANT: ``cachefs_totals`` is the count and the sum of ``cachefs_images``. Triggers keep it, so
 that it holds whichever process writes, a real Glance through its own connection too.
@@ -16,7 +17,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from cachefs.drivers.base import Totals
-from cachefs.errors import CacheFSError, DriverError, NoRoomError
+from cachefs.errors import (
+    CacheFSError,
+    DriverError,
+    IndexBusyError,
+    IndexLostError,
+    NoRoomError,
+)
 
 PAGE_BYTES = 1024
 """Page size of a database that we create. What a hit costs is mostly the whole pages that it puts
@@ -56,20 +63,40 @@ LRU_START = (float("-inf"), 0)
 """The position before every entry; after each, its (last_accessed, inode)."""
 
 
-class Index:
-    """One SQLite connection that all threads share under a lock, in autocommit mode.
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_LOST = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,  # no such table, or column
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_SCHEMA,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+"""Primary result codes (https://sqlite.org/rescode.html) of what another connection locks, and of
+what cannot be used as it is."""
 
-    One connection, because its work is writing, which SQLite serialises anyway. Everything is
-    fetched at once, never left in a cursor: an open cursor would keep SQLite's log from being
-    checkpointed, and the log would grow.
+
+class Index:
+    """One SQLite connection that threads share under a lock, in autocommit mode. It waits for
+    *wait* seconds for other connections' locks; with 0, not for another thread either: then what is
+    locked raises IndexBusyError at once.
+
+    One connection for all threads, because its work is writing, which SQLite serialises anyway.
+    Everything is fetched at once, never left in a cursor: an open cursor would keep SQLite's log
+    from being checkpointed, and the log would grow.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, wait: float = BUSY_TIMEOUT) -> None:
         self.lock = threading.RLock()
         self._path = path
+        self._waits = wait > 0
         with self._translated():
             self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+                path, timeout=wait, isolation_level=None, check_same_thread=False
             )
 
     def close(self) -> None:
@@ -100,13 +127,28 @@ class Index:
             self._connection.execute(f"PRAGMA wal_autocheckpoint={log_bytes // page_bytes}")
             self._connection.execute(f"PRAGMA journal_size_limit={log_bytes}")
 
+    def leave_log(self) -> None:
+        """Write into a log that :meth:`write_ahead` has made, and leave it to others to copy it
+        back, which waits for the disk."""
+        with self.lock, self._translated():
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute("PRAGMA wal_autocheckpoint=0")
+
+    def empty_log(self) -> bool:
+        """Copy all of the log back and cut it to nothing; False where a reader or a writer keeps it
+        from that."""
+        row = self.row("PRAGMA wal_checkpoint(TRUNCATE)")
+        return row is not None and row[0] == 0
+
     def rows(self, sql: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows that *sql* gives."""
+        self._acquire()
         try:
-            with self.lock:
-                return self._connection.execute(sql, tuple(values)).fetchall()
+            return self._connection.execute(sql, tuple(values)).fetchall()
         except sqlite3.Error as error:
             raise self._translate(error) from error
+        finally:
+            self.lock.release()
 
     def row(self, sql: str, values: Iterable[Any] = ()) -> tuple[Any, ...] | None:
         """The first row that *sql* gives, or None."""
@@ -115,15 +157,22 @@ class Index:
 
     def run(self, sql: str, values: Iterable[Any] = ()) -> int:
         """Execute *sql* and return how many rows it changed."""
+        self._acquire()
         try:
-            with self.lock:
-                return self._connection.execute(sql, tuple(values)).rowcount
+            return self._connection.execute(sql, tuple(values)).rowcount
         except sqlite3.Error as error:
             raise self._translate(error) from error
+        finally:
+            self.lock.release()
 
     def fill(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Execute *sql* with each of *rows*, in one transaction."""
-        with self.transaction(), self._translated():
+        with self.transaction():
+            self.run_many(sql, rows)
+
+    def run_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Execute *sql* with each of *rows*."""
+        with self.lock, self._translated():
             self._connection.executemany(sql, rows)
 
     def script(self, sql: str) -> None:
@@ -153,6 +202,10 @@ class Index:
         row = self.row("SELECT images, size FROM cachefs_totals")
         return Totals(*row) if row else Totals(0, 0)
 
+    def _acquire(self) -> None:
+        if not self.lock.acquire(blocking=self._waits):
+            raise IndexBusyError(f"index {self._path}: another thread is at it")
+
     def _roll_back(self) -> None:
         # The error that brought us here is the one to tell; SQLite may have rolled back already.
         with suppress(sqlite3.Error):
@@ -166,6 +219,13 @@ class Index:
             raise self._translate(error) from error
 
     def _translate(self, error: sqlite3.Error) -> CacheFSError:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        code = getattr(error, "sqlite_errorcode", None)  # the sqlite3 module's own errors have none
+        primary = None if code is None else code & 0xFF
+        if primary == sqlite3.SQLITE_FULL:
             return NoRoomError(f"no room for the index {self._path}")
-        return DriverError(f"index {self._path}: {error}")
+        kind = DriverError
+        if primary in _BUSY:
+            kind = IndexBusyError
+        elif primary in _LOST:
+            kind = IndexLostError
+        return kind(f"index {self._path}: {error}")

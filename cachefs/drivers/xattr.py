@@ -23,8 +23,9 @@ from cachefs.drivers import attributes
 from cachefs.drivers.base import Entry, Totals
 from cachefs.drivers.files import find_checked, find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
+from cachefs.drivers.private import private_dir
 from cachefs.drivers.watch import DirectoryWatch
-from cachefs.errors import DriverError
+from cachefs.errors import DriverError, IndexBusyError
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,48 @@ VALUES (?, ?, ?, ?, ?)
 
 PAGE = 500
 """Rows that a listing reads at a time."""
+
+QUICK_NAMES = 64
+"""Names that have changed of which an event loop takes notice by itself; more are a thread's."""
+
+MOST_HITS = 10**18 - 1
+"""Hits beyond are not counted: a longer number would be none (:func:`attributes.decimal`)."""
+
+
+class XattrQuick:
+    """See :class:`cachefs.drivers.base.QuickDriver`."""
+
+    is_untidy = False
+
+    def __init__(self, driver: "XattrDriver") -> None:
+        self._driver = driver
+
+    def get(self, image_id: str) -> Entry | None:
+        """As the contract says; a file without a number is given one by a thread."""
+        entry = self._driver.read(image_id)
+        if entry is not None and entry.inode == 0:
+            raise IndexBusyError(f"image {image_id!r} has no number yet")
+        return entry
+
+    def by_inode(self, inode: int) -> Entry | None:
+        """As the contract says."""
+        with self._driver.at_once():
+            return self._driver.by_inode(inode)
+
+    def entries_after(self, inode: int, limit: int) -> list[Entry]:
+        """As the contract says."""
+        with self._driver.at_once():
+            return self._driver.entries_after(inode, limit)
+
+    def totals(self) -> Totals:
+        """As the contract says."""
+        with self._driver.at_once():
+            return self._driver.totals()
+
+    def hit(self, image_id: str, when: float, count: int = 1) -> None:
+        """As the contract says."""
+        with self._driver.at_once():
+            self._driver.hit(image_id, when, count)
 
 
 class XattrDriver:
@@ -68,20 +111,25 @@ class XattrDriver:
         self._watch: DirectoryWatch | None = None
         self._lock_fd = -1
         self._depth = 0
+        self._impatient = False  # while an event loop holds the lock
+        self._changed: set[str] = set()  # names that the view has not taken notice of
+        self.quick = XattrQuick(self)
+        # What could not be written on a file (an immutable one): the number of the publication, and
+        # which file it is.
+        self._identified: dict[str, tuple[int, str]] = {}
         # Removed and perhaps not unlinked yet: the inode number of the publication that is gone.
         self._removed: dict[str, int] = {}
 
     def configure(self) -> None:
         """Try user attributes in ``.cachefs/``, and start watching. Raises :class:`DriverError`."""
-        made = []
+        directories = self._own_dir, self._signal_dir
+        made = [directory for directory in directories if not directory.exists()]
         try:
-            for directory in (self._own_dir, self._signal_dir):
-                if not directory.exists():
-                    directory.mkdir(mode=0o750, exist_ok=True)
-                    made.append(directory)
+            private_dir(self._cache_dir)
+            self._signal_dir.mkdir(mode=0o700, exist_ok=True)
             self._probe(self._own_dir / f"probe.{os.getpid()}.{threading.get_ident()}")
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._lock_fd = os.open(self._own_dir / "inodes", flags, 0o640)
+            self._lock_fd = os.open(self._own_dir / "inodes", flags | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             for directory in reversed(made):
                 with suppress(OSError):  # In use by others now; the first error is the one to tell.
@@ -111,18 +159,46 @@ class XattrDriver:
             return self._scan()
 
     def get(self, image_id: str) -> Entry | None:
-        """The record, read from the file."""
-        found = find_checked(self._cache_dir, image_id)
-        if found is None:
-            return None
-        path = self._path(image_id)
+        """The record, read from the file; None where it cannot be read, or be given a number: then
+        it is left out of everything."""
+        entry = self.read(image_id)
+        if entry is None or entry.inode:
+            return entry
         try:
-            entry = attributes.read_entry(image_id, path, found)
-            if entry.inode == 0:
-                entry = replace(entry, inode=self._number(path)[0])
-        except FileNotFoundError:
+            entry = replace(entry, inode=self._number(self._path(image_id))[0])
+        except OSError as error:
+            log.debug("image %r is left out of the cache: %s", image_id, error)
             return None
         return None if self._removed.get(image_id) == entry.inode else entry
+
+    def read(self, image_id: str) -> Entry | None:
+        """As :meth:`get`, but a file without a number is given none: its entry has 0. Waits for
+        nobody."""
+        try:
+            found = find_checked(self._cache_dir, image_id)
+            if found is None:
+                return None
+            entry = attributes.read_entry(image_id, self._path(image_id), found)
+        except OSError as error:
+            log.debug("the record of image %r cannot be read: %s", image_id, error)
+            return None
+        known = self._identified.get(image_id)
+        if known is not None and known[0] == entry.inode:
+            entry = replace(entry, file=known[1])
+        return None if entry.inode and self._removed.get(image_id) == entry.inode else entry
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done meanwhile, by an event loop, waits for no thread and no process, but raises
+        IndexBusyError."""
+        if not self._lock.acquire(blocking=False):
+            raise IndexBusyError(f"the index of {self._cache_dir}: another thread is at it")
+        try:
+            self._impatient = True
+            yield
+        finally:
+            self._impatient = False
+            self._lock.release()
 
     def by_inode(self, inode: int) -> Entry | None:
         """As the contract says."""
@@ -135,10 +211,28 @@ class XattrDriver:
         with self._lock:
             self._sync()
             entry = replace(entry, inode=self._new_number())
-            attributes.write_entry(str(path), entry)
+            entry = attributes.write_entry(str(path), entry)
+            self._identified.pop(entry.image_id, None)
             self._removed.pop(entry.image_id, None)
             self._file(entry.image_id, entry.inode, entry.last_accessed, entry.size, entry.pinned)
             return entry
+
+    def identify(self, entry: Entry, file: str) -> None:
+        """As the contract says; on a file that cannot be written it is remembered for the life of
+        this process."""
+        with self._lock:
+            found = self.read(entry.image_id)
+            if found is None or found.inode != entry.inode:
+                return
+            try:
+                attributes.write(self._path(entry.image_id), attributes.FILE, file)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                log.debug("image %r: what file it is is not kept: %s", entry.image_id, error)
+                self._identified[entry.image_id] = entry.inode, file
+            else:
+                self._identified.pop(entry.image_id, None)
 
     def remove(self, image_id: str) -> None:
         """Drop the record; the file is let be, for the caller to unlink."""
@@ -159,8 +253,8 @@ class XattrDriver:
                 return
             try:
                 hits = attributes.decimal(attributes.read(path, attributes.HITS))
-                attributes.write(path, attributes.HITS, str(hits + count))
-                os.utime(path, ns=(attributes.to_ns(when), found.st_mtime_ns))
+                attributes.write(path, attributes.HITS, str(min(hits + count, MOST_HITS)))
+                attributes.set_accessed(path, when)
             except FileNotFoundError:
                 return
             self._index.run(
@@ -182,6 +276,18 @@ class XattrDriver:
         signal.touch()
         signal.unlink(missing_ok=True)
         return True
+
+    def tidy(self) -> bool:
+        """There is no log."""
+        return True
+
+    def disk_bytes(self) -> int:
+        """As the contract says: the counter of numbers. What is on the images' own inodes is their
+        files'."""
+        try:
+            return os.fstat(self._lock_fd).st_size
+        except OSError as error:  # closed
+            raise DriverError(f"the index of {self._cache_dir} is not open") from error
 
     def totals(self) -> Totals:
         """As the contract says."""
@@ -251,17 +357,24 @@ class XattrDriver:
     def _sync(self) -> None:
         """Bring the view up to what has changed in the directory since the last time."""
         names = self._opened.changed()
-        if names is None or not self._scanned:
-            self._scan()
+        if names is None:
+            self._scanned = False
         else:
-            for name in names:
-                self._refresh(name)
+            self._changed |= names
+        if self._impatient and (not self._scanned or len(self._changed) > QUICK_NAMES):
+            raise IndexBusyError(f"the index of {self._cache_dir}: too much has changed")
+        if not self._scanned:
+            self._scan()
+        for name in list(self._changed):
+            self._refresh(name)
+            self._changed.discard(name)
 
     def _scan(self) -> tuple[int, int]:
         """Make the view anew, all of it at once, for one row at a time costs several times as much.
         What is not plain is left to :meth:`_refresh`, name by name: removed and perhaps unlinked,
         a number that makes no sense or that two files have, one that another process is writing."""
         self._scanned = False  # If this fails, the changes it was to see are still to be seen.
+        self._changed.clear()
         gone = {row[0] for row in self._index.rows("SELECT image_id FROM cachefs_images")}
         rows: dict[str, Row] = {}
         numbers: set[int] = set()
@@ -390,7 +503,13 @@ class XattrDriver:
         """One process at a time; the thread lock is held. Not a lock on the image: readers hold
         theirs on it for long. Nested, the outermost lets go, for one descriptor has one lock."""
         if self._depth == 0:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            try:
+                how = fcntl.LOCK_EX | (fcntl.LOCK_NB if self._impatient else 0)
+                fcntl.flock(self._lock_fd, how)
+            except BlockingIOError as error:
+                raise IndexBusyError(
+                    f"the index of {self._cache_dir}: another process is at it"
+                ) from error
         self._depth += 1
         try:
             yield
