@@ -8,7 +8,7 @@ from cachefs.cache.lock import share
 from cachefs.cache.open_image import OpenImage
 from cachefs.cache.partial import CHUNK, PartialMap, Version
 from cachefs.cache.queue import Failure
-from cachefs.cache.quick import QuickStore
+from cachefs.cache.quick import QuickStore, Waiting
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.cache.writeback import begin_writeback
@@ -28,6 +28,7 @@ __all__ = [
     "Transaction",
     "Usage",
     "Version",
+    "Waiting",
     "begin_writeback",
     "share",
 ]

@@ -22,6 +22,7 @@ from cachefs.errors import (
     ImageBusyError,
     ImageExistsError,
     ImageNotFoundError,
+    IndexBusyError,
 )
 from cachefs.image import Digest, check_image_id
 from cachefs.units import Amount
@@ -94,11 +95,11 @@ class ImageCache:
 
     def get_cache_size(self) -> int:
         """The bytes of all cached images together."""
-        return self._store.quick.totals().size
+        return self._store.totals().size
 
     def get_hit_count(self, image_id: str) -> int:
         """How often the image was read; 0 for one that is not cached."""
-        entry = self._store.quick.get(check_image_id(image_id))
+        entry = self._store.get(check_image_id(image_id))
         return entry.hits if entry else 0
 
     def get_cached_images(self) -> list[dict[str, object]]:
@@ -108,7 +109,7 @@ class ImageCache:
 
     def get_image_size(self, image_id: str) -> int:
         """The bytes of a cached image. Raises ImageNotFoundError."""
-        entry = self._store.quick.get(check_image_id(image_id))
+        entry = self._store.get(check_image_id(image_id))
         if entry is None:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         return entry.size
@@ -212,10 +213,13 @@ class ImageCache:
 
         It cannot be evicted meanwhile. Raises ImageNotFoundError.
         """
-        image = self._store.quick.open_image(check_image_id(image_id))
+        image = self._store.open_image(check_image_id(image_id))
         with os.fdopen(image.fd, "rb") as file:
             yield file
-        self._store.quick.hit(image_id)
+        try:
+            self._store.hit(image_id, self._store.now())
+        except IndexBusyError as error:
+            log.warning("could not count a hit of image %r: %s", image_id, error)
 
     # Inside
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cachefs.cache.layout import Layout
 from cachefs.cache.lock import free, open_shared, share
-from cachefs.drivers import Driver, Entry
+from cachefs.drivers import Driver, Entry, QuickDriver, file_id
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN})
 """Errnos of an open that finds no image: no file, a symbolic link, or an evictor that holds it."""
@@ -35,14 +35,19 @@ class OpenImage:
             return False
         return _is_image(self.fd, self.entry)
 
+    def is_unchanged(self) -> bool:
+        """Whether the file is what the record speaks of still, by its inode."""
+        return file_id(os.fstat(self.fd)) == self.entry.file
+
     def close(self) -> None:
         """Let the image go."""
         os.close(self.fd)
 
 
-def open_cached(layout: Layout, driver: Driver, image_id: str) -> OpenImage | None:
+def open_cached(layout: Layout, driver: Driver | QuickDriver, image_id: str) -> OpenImage | None:
     """Open the file and find its record, in this order: the record of a file that still has its
-    name afterwards is no other publication's. None where there is no such image."""
+    name afterwards is no other publication's. None where there is no such image, or the file is not
+    the one that the record speaks of."""
     try:
         fd = open_shared(layout.image(image_id))
     except OSError as error:
@@ -61,6 +66,6 @@ def open_cached(layout: Layout, driver: Driver, image_id: str) -> OpenImage | No
 
 
 def _is_image(fd: int, entry: Entry) -> bool:
-    """Whether the file has a name still, and the length of the image."""
+    """Whether the file has a name still, and is what the record speaks of."""
     status = os.fstat(fd)
-    return status.st_nlink > 0 and status.st_size == entry.size
+    return status.st_nlink > 0 and file_id(status) == entry.file

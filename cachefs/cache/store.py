@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
+from cachefs.cache.checking import Checker
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
 from cachefs.cache.lock import DirectoryLock, is_held, owned, share
 from cachefs.cache.mend import reconcile
@@ -29,13 +30,13 @@ from cachefs.cache.transaction import (
     new_map,
     open_incomplete,
 )
-from cachefs.drivers import Driver, Entry, open_driver
-from cachefs.drivers.files import find_image
+from cachefs.drivers import Driver, Entry, Totals, open_driver
 from cachefs.errors import (
     CacheFSError,
     ImageBusyError,
     ImageExistsError,
     ImageNotFoundError,
+    IndexBusyError,
     NoRoomError,
 )
 from cachefs.image import check_image_id
@@ -78,10 +79,13 @@ class Store:
                 self._capacity = Capacity(self._layout, self._driver)
                 self.quick = QuickStore(
                     self._layout,
-                    self._driver,
+                    self._driver.quick,
                     self._queue,
                     now=self.now,
-                    open_mended=self._open_mended,
+                    waiting=self,
+                )
+                self._checker = Checker(
+                    self._layout, self._driver, self._lock, reject=self.reject, gone=self._tell
                 )
                 try:
                     reconcile(self._layout, self._driver, self._queue, self._failures)
@@ -135,13 +139,27 @@ class Store:
     # What there is
 
     def is_cached(self, image_id: str) -> bool:
-        """Whether the image is cached. Unlike :meth:`QuickStore.get` it looks at the file too,
-        and mends what it finds amiss."""
-        there = find_image(self._layout.base, image_id) is not None
-        if there == (self._driver.get(image_id) is not None):
-            return there
-        with self._lock:
-            return self._mend(image_id) is not None
+        """Whether the image is cached. Unlike :meth:`get` it looks at the file too, and mends what
+        it finds amiss; a file that is another than its record speaks of is compared with its
+        digest."""
+        return self._checker.settle(image_id) is not None
+
+    def get(self, image_id: str) -> Entry | None:
+        """The record of a cached image."""
+        return self._driver.get(image_id)
+
+    def by_inode(self, number: int) -> Entry | None:
+        """The record of the cached image with this inode number."""
+        return self._driver.by_inode(number)
+
+    def page(self, after_inode: int, limit: int) -> list[Entry]:
+        """At most *limit* records with inode numbers above *after_inode*, in that order; fewer are
+        the last."""
+        return self._driver.entries_after(after_inode, limit)
+
+    def totals(self) -> Totals:
+        """Number and bytes of the cached images."""
+        return self._driver.totals()
 
     def entries(self) -> Iterator[Entry]:
         """The records of all cached images, by ID."""
@@ -152,9 +170,18 @@ class Store:
         return list(self._driver.pinned())
 
     def usage(self) -> Usage:
-        """The room taken, in bytes."""
-        with self._lock:
-            return self._capacity.usage(self._limits)
+        """The room taken, in bytes. Waits for no lock: while the lock holder is at it, what it has
+        half done counts as it is."""
+        return self._capacity.usage(self._limits)
+
+    def index_bytes(self) -> int:
+        """The room that the index takes on the disk besides, in bytes."""
+        return self._driver.disk_bytes()
+
+    def tidy(self) -> bool:
+        """Keep the index's log short; False where a reader of another process keeps it from
+        that."""
+        return self._driver.tidy()
 
     def is_being_written(self, image_id: str) -> bool:
         """Whether a living writer, in any process, is caching the image."""
@@ -165,6 +192,35 @@ class Store:
         for name, status in files_in(self._layout.incomplete_dir):
             if self.is_being_written(name):
                 yield name, status
+
+    # Reading
+
+    def open_image(self, image_id: str) -> OpenImage:
+        """Hold a cached image open for reading; counts no hit. What is being published or evicted
+        at this moment is waited for; a file that is another than its record speaks of is compared
+        with its digest first. Raises ImageNotFoundError."""
+        for _ in range(3):  # between the look and the open it may become another once more
+            image = open_cached(self._layout, self._driver, image_id)
+            if image is not None:
+                return image
+            if self._checker.settle(image_id) is None:
+                break
+            with self._lock:
+                image = open_cached(self._layout, self._driver, image_id)
+            if image is not None:
+                return image
+        raise ImageNotFoundError(f"image {image_id!r} is not cached")
+
+    def hit(self, image_id: str, when: float, count: int = 1) -> None:
+        """Count so many uses, the last at *when*; durable against the death of this process. Raises
+        IndexBusyError where the index is locked for long; whatever else goes wrong is logged: no
+        reader fails for a statistic."""
+        try:
+            self._driver.hit(image_id, when, count)
+        except IndexBusyError:
+            raise
+        except (CacheFSError, OSError) as error:
+            log.warning("could not count a hit of image %r: %s", image_id, error)
 
     # Writing
 
@@ -178,8 +234,9 @@ class Store:
         ImageExistsError when it is cached, ImageBusyError while another writer lives, NoRoomError
         when it cannot fit: then nothing was evicted for it."""
         check_image_id(image_id)
+        self._checker.settle(image_id)
         with self._lock:
-            if self._mend(image_id) is not None:
+            if self._checker.mend(image_id) is not None:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
             path, map_path = self._layout.incomplete(image_id), self._layout.map(image_id)
             earlier = abandoned_map(path, map_path, version) if version else None
@@ -313,8 +370,9 @@ class Store:
         Raises ImageExistsError when it is cached or being written.
         """
         check_image_id(image_id)
+        self._checker.settle(image_id)
         with self._lock:  # so that nobody publishes it meanwhile
-            if self._mend(image_id) is not None:
+            if self._checker.mend(image_id) is not None:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
             if self.is_being_written(image_id):
                 raise ImageExistsError(f"image {image_id!r} is being cached already")
@@ -336,7 +394,7 @@ class Store:
         Raises ImageNotFoundError, and ImageBusyError for a pinned image unless *force*.
         """
         with self._lock:
-            entry = self._mend(image_id)
+            entry = self._checker.mend(image_id)
             if entry is None:
                 raise ImageNotFoundError(f"image {image_id!r} is not cached")
             if entry.pinned and not force:
@@ -456,37 +514,6 @@ class Store:
     def _tell(self, entry: Entry) -> None:
         for listener in self._evicted:
             listener(entry)
-
-    def _open_mended(self, image_id: str) -> OpenImage | None:
-        with self._lock:
-            self._mend(image_id)
-            return open_cached(self._layout, self._driver, image_id)
-
-    def _mend(self, image_id: str) -> Entry | None:
-        """The record of a cached image, once file and record agree: a file without a record is
-        adopted, a record without a file dropped, an image of another length than recorded is
-        invalid."""
-        path, entry = self._layout.image(image_id), self._driver.get(image_id)
-        found = find_image(self._layout.base, image_id)
-        if found is None and entry is not None:
-            log.warning("cached image %r has lost its file", image_id)
-            self._driver.remove(image_id)
-            self._tell(entry)
-            return None
-        if found is not None and entry is None:
-            when = found.st_mtime
-            entry = Entry(image_id, found.st_size, last_accessed=when, last_modified=when)
-            return self._driver.put(entry, path)
-        if found is not None and entry is not None and found.st_size != entry.size:
-            error = CacheFSError(
-                f"the file has {found.st_size} bytes, its record says {entry.size}"
-            )
-            log.error("cached image %r is damaged, dropping it: %s", image_id, error)
-            self._driver.remove(image_id)
-            self.reject(path, error, entry.source)
-            self._tell(entry)
-            return None
-        return entry
 
 
 def _taken_away(image_id: str) -> ImageBusyError:

@@ -179,8 +179,7 @@ class Operator:
 
     def cached_record(self, image_id: str) -> ImageRecord | None:
         """The record of a cached image."""
-        self._hits.write()
-        entry = self._store.quick.get(image_id)
+        entry = self._hits.shown(lambda: self._store.get(image_id), wait=True)
         return cached_record(entry) if entry else None
 
     def evict(self, image_id: str) -> None:
@@ -193,8 +192,7 @@ class Operator:
 
     def pinned_record(self, image_id: str) -> ImageRecord | None:
         """The record of a pinned image."""
-        self._hits.write()
-        entry = self._store.quick.get(image_id)
+        entry = self._hits.shown(lambda: self._store.get(image_id), wait=True)
         return cached_record(entry) if entry and entry.pinned else None
 
     def pin(self, image_id: str) -> None:
@@ -244,18 +242,19 @@ class Operator:
 
     def size(self) -> int:
         """Bytes cached."""
-        return self._store.quick.totals().size
+        return self._store.totals().size
 
     def status(self) -> dict[str, object]:
-        """The document of ``control/status``; sizes in bytes."""
-        self._hits.write()
+        """The document of ``control/status``; sizes in bytes. Waits for no lock on the cache
+        directory."""
         under_way = self._fetcher.under_way()
-        totals, usage = self._store.quick.totals(), self._store.usage()
+        totals, usage = self._store.totals(), self._store.usage()
         return {
             "size": totals.size,
             "max_size": usage.limit,
             "min_free": str(self._settings.current.min_free),
             "reserved": usage.reserved,
+            "index_size": self._store.index_bytes(),
             "images": totals.images,
             "hits": self._hits.total,
             "misses": self._images.misses,

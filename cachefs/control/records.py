@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cachefs.cache import QuickStore
+from cachefs.cache import QuickStore, Waiting
 from cachefs.control.files import decode
 from cachefs.control.operator import Operator
 from cachefs.drivers import Entry
@@ -30,6 +30,7 @@ from cachefs.vfs.nodes import (
     Node,
     OpenFile,
 )
+from cachefs.vfs.patience import at_once_or
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Records:
     doc: str
     record: Callable[[Operator, str], ImageRecord | None]
     ids: Callable[[Operator], list[str]] | None = None
-    page: Callable[[QuickStore, int, int], list[Entry]] | None = None
+    page: Callable[[QuickStore | Waiting, int, int], list[Entry]] | None = None
     create: Callable[[Operator, str], None] | None = None
     remove: Callable[[Operator, str], None] | None = None
     store: Callable[[Operator, str, str], None] | None = None
@@ -189,7 +190,7 @@ class SnapshotListing:
         self._directory = directory
         self._ids = ids
 
-    def page(self, position: int, limit: int) -> list[Listed]:
+    async def page(self, position: int, limit: int) -> list[Listed]:
         """The next names; the position is their number."""
         return [
             Listed(image_id, self._directory.node(image_id).attributes(), number)
@@ -208,10 +209,14 @@ class PagedListing(SnapshotListing):
     def __init__(self, directory: RecordDirectory) -> None:
         super().__init__(directory, [])
 
-    def page(self, position: int, limit: int) -> list[Listed]:
+    async def page(self, position: int, limit: int) -> list[Listed]:
         directory = self._directory
-        assert directory.declared.page is not None
+        page, quick = directory.declared.page, directory.operator.quick
+        assert page is not None
+        entries = await at_once_or(
+            lambda: page(quick, position, limit), lambda: page(quick.waiting, position, limit)
+        )
         return [
             Listed(entry.image_id, directory.node(entry.image_id).attributes(), entry.inode)
-            for entry in directory.declared.page(directory.operator.quick, position, limit)
+            for entry in entries
         ]

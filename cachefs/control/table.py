@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cachefs.cache import QuickStore
 from cachefs.control.files import ControlFile, Lines, Text
 from cachefs.control.operator import Operator
 from cachefs.control.records import RecordDirectory, Records
@@ -64,7 +63,7 @@ TABLE: tuple[Declaration, ...] = (
     Records(
         "cached",
         "Complete, verified images.",
-        page=QuickStore.page,
+        page=lambda store, after, limit: store.page(after, limit),
         record=Operator.cached_record,
         remove=Operator.evict,
         syntax="`cat ID` shows the record, `rm ID` evicts (EBUSY if pinned)",

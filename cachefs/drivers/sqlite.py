@@ -365,6 +365,8 @@ class SqliteDriver:
     def hit(self, image_id: str, when: float, count: int = 1) -> None:
         """One UPDATE in SQLite's write-ahead log: it survives ``kill -9`` once this returns. The
         last few may be lost in a power cut, for nothing is fsynced."""
+        if self._connections().log_bytes() >= WAL_BYTES and not self.tidy():
+            raise IndexBusyError(f"the log of index {self._connections().path} is too long")
         # Locked, the index is good still, and a statistic can wait.
         self._asked(lambda index: index.run(HIT, (count, when, image_id)), patient=True)
 

@@ -103,7 +103,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._tree.node(inode).attributes())
+        return self._entry((await self._tree.node_when_free(inode)).attributes())
 
     @answers
     async def setattr(
@@ -114,7 +114,7 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        node = self._tree.node(inode)
+        node = await self._tree.node_when_free(inode)
         if fields.update_size:
             node.truncate()
         if fields.update_atime or fields.update_mtime:
@@ -128,13 +128,15 @@ class Operations(pyfuse3.Operations):
         if not name.startswith(b"user."):  # `ls -l` asks for ACLs and labels of each file
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         try:
-            return self._tree.node(inode).xattrs()[os.fsdecode(name)]
+            node = await self._tree.node_when_free(inode)
+            return (await node.xattrs())[os.fsdecode(name)]
         except KeyError:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR) from None
 
     @answers
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        return [XAttrNameT(name.encode()) for name in self._tree.node(inode).xattrs()]
+        node = await self._tree.node_when_free(inode)
+        return [XAttrNameT(name.encode()) for name in await node.xattrs()]
 
     @answers
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -151,7 +153,8 @@ class Operations(pyfuse3.Operations):
     @answers
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         writing = bool(flags & _WRITING)
-        file = await self._tree.node(inode).open(_caller(ctx), writing=writing)
+        node = await self._tree.node_when_free(inode)
+        file = await node.open(_caller(ctx), writing=writing)
         grant = self._files.grant(file, inode)
         return FileInfo(
             fh=FileHandleT(grant.handle),
@@ -190,7 +193,7 @@ class Operations(pyfuse3.Operations):
             listing = await self._directory(inode_of(fh)).open_listing()
             self._listings.resume(fh, listing)
         position = start_id
-        while page := listing.page(position, PAGE):
+        while page := await listing.page(position, PAGE):
             for item in page:
                 entry = self._entry(item.attributes)
                 if not pyfuse3.readdir_reply(
@@ -273,7 +276,8 @@ class Operations(pyfuse3.Operations):
         Raises StaleError."""
         grant = self._files.opened(handle)
         if grant is None:
-            file = await self._tree.node(inode_of(handle)).open(NOBODY, writing=True)
+            node = await self._tree.node_when_free(inode_of(handle))
+            file = await node.open(NOBODY, writing=True)
             grant = self._files.resume(handle, file)
         return grant.file
 

@@ -145,8 +145,11 @@ class Filesystem:
         self._kernel.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
 
     async def _statfs(self) -> StatFS:
-        usage = await trio.to_thread.run_sync(self._store.usage)
-        return StatFS(usage.limit, usage.free, self._store.quick.totals().images)
+        def measure() -> StatFS:
+            usage = self._store.usage()
+            return StatFS(usage.limit, usage.free, self._store.totals().images)
+
+        return await trio.to_thread.run_sync(measure)
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -174,7 +177,7 @@ def _tree(
     return Tree(
         {
             NodeKind.FIXED: fixed([root, images, *nodes]),
-            NodeKind.CACHED: Nodes(images.cached_node),
+            NodeKind.CACHED: Nodes(images.cached_node, wait=images.cached_node_in_thread),
             NodeKind.LAZY: Nodes(lazy_node, images.forget_lazy),
             **kinds,
         }

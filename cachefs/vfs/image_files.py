@@ -30,8 +30,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
-from cachefs.drivers import Entry
-from cachefs.errors import CacheFSError, ImageNotFoundError, ReadOnlyError, StaleError
+from cachefs.drivers import Entry, file_id
+from cachefs.errors import (
+    CacheFSError,
+    ImageNotFoundError,
+    IndexBusyError,
+    ReadOnlyError,
+    StaleError,
+)
 from cachefs.fetcher import Flight
 from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
@@ -39,6 +45,7 @@ from cachefs.vfs.idle import IdleFiles
 from cachefs.vfs.inodes import NodeKind, join, split
 from cachefs.vfs.nodes import MAX_TIMEOUT, Attributes, Caller, Node, OpenFile
 from cachefs.vfs.open_files import Grant, OpenFiles
+from cachefs.vfs.patience import open_in_thread
 from cachefs.vfs.reader import Reader
 from cachefs.vfs.waiting import unless_interrupted
 
@@ -181,7 +188,7 @@ class ImageFiles:
             return None
         try:
             file = self.cached(nodeid)
-        except StaleError:
+        except (StaleError, IndexBusyError):
             return None
         return self._files.grant(file, nodeid)
 
@@ -194,8 +201,16 @@ class ImageFiles:
     def cached(self, inode: int, image_id: str | None = None) -> ImageFile:
         """The open file of a cached image, opened if it is not, and a hit; *image_id* where the
         caller knows it. The caller counts its open at once (:meth:`OpenFiles.grant`). Raises
-        StaleError where the image has gone, or is another by now."""
-        file = self._image_file(inode) or self._open(inode, image_id)
+        StaleError where the image has gone, or is another by now, IndexBusyError where a thread
+        has to open it: :meth:`cached_when_free`."""
+        file = self._unchanged(inode) or self._open(inode, image_id)
+        self._hits.count(file.entry.image_id)
+        return file
+
+    async def cached_when_free(self, inode: int, image_id: str) -> ImageFile:
+        """As :meth:`cached`, where the index is locked, or the image's file has changed and is to
+        be looked at. Cancellation only ends the waiting."""
+        file = await self._open_in_thread(inode, image_id)
         self._hits.count(file.entry.image_id)
         return file
 
@@ -213,10 +228,13 @@ class ImageFiles:
         finally:
             flight.drop_reader()
 
-    def reopen(self, inode: int, image_id: str) -> ImageFile:
+    async def reopen(self, inode: int, image_id: str) -> ImageFile:
         """The file of a cached image that was opened through an earlier worker, which may have held
         it; no hit. Raises StaleError."""
-        file = self._image_file(inode) or self._open(inode, image_id)
+        try:
+            file = self._image_file(inode) or self._open(inode, image_id)
+        except IndexBusyError:
+            file = await self._open_in_thread(inode, image_id)
         file.held = True  # a link too many to look for harms nothing
         return file
 
@@ -225,7 +243,8 @@ class ImageFiles:
         fd = self._held.open(inode)
         if fd is None:
             return None
-        entry = Entry("", os.fstat(fd).st_size, inode=split(inode)[1])
+        found = os.fstat(fd)
+        entry = Entry("", found.st_size, inode=split(inode)[1], file=file_id(found))
         file = self._enter(OpenImage(entry, fd), inode)
         file.held = True
         return file
@@ -284,6 +303,14 @@ class ImageFiles:
         grant = self._files.opened(inode)
         return grant.file if grant and isinstance(grant.file, ImageFile) else None
 
+    def _unchanged(self, inode: int) -> ImageFile | None:
+        """The complete image that is open. Raises IndexBusyError where another program has changed
+        its file since it was opened."""
+        file = self._image_file(inode)
+        if file is not None and not file.image.is_unchanged():
+            raise IndexBusyError(f"image {file.entry.image_id!r} is to be checked")
+        return file
+
     def _open(self, inode: int, image_id: str | None) -> ImageFile:
         if self._files.opened(inode) is not None:
             raise StaleError(f"image number {split(inode)[1]} was lost while it was open")
@@ -294,6 +321,28 @@ class ImageFiles:
                 image = self._store.open_image(image_id)
             except ImageNotFoundError as error:
                 raise StaleError(str(error)) from error
+        return self._opened(inode, image)
+
+    async def _open_in_thread(self, inode: int, image_id: str) -> ImageFile:
+        """Open the image in a thread. Another open may have done so meanwhile: then theirs it is,
+        and its record what the thread has found."""
+        waiting = self._store.waiting
+        try:
+            image = await open_in_thread(lambda: waiting.open_image(image_id), OpenImage.close)
+        except ImageNotFoundError as error:
+            raise StaleError(str(error)) from error
+        file = self._image_file(inode)
+        if file is not None and image.entry.inode == file.entry.inode:
+            file.image = dataclasses.replace(file.image, entry=image.entry)
+            image.close()
+            return file
+        if self._files.opened(inode) is not None:
+            image.close()
+            raise StaleError(f"image number {split(inode)[1]} was lost while it was open")
+        return self._opened(inode, image)
+
+    def _opened(self, inode: int, image: OpenImage) -> ImageFile:
+        """Enter what was opened just now."""
         if join(NodeKind.CACHED, image.entry.inode) != inode:
             image.close()
             raise StaleError(f"image {image.entry.image_id!r} has been fetched anew")

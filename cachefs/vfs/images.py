@@ -12,7 +12,13 @@ import trio
 
 from cachefs.cache import QuickStore
 from cachefs.drivers import Entry
-from cachefs.errors import ImageExistsError, ImageNotFoundError, ReadOnlyError, StaleError
+from cachefs.errors import (
+    ImageExistsError,
+    ImageNotFoundError,
+    IndexBusyError,
+    ReadOnlyError,
+    StaleError,
+)
 from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
@@ -29,6 +35,7 @@ from cachefs.vfs.nodes import (
     Node,
     OpenFile,
 )
+from cachefs.vfs.patience import at_once_or
 from cachefs.vfs.waiting import unless_interrupted
 
 NAME_TIMEOUT = 1.0
@@ -63,10 +70,10 @@ class CachedNode(Node):
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
         if writing:
             raise ReadOnlyError("images are read-only")
-        return self._images.open_cached(self.entry)
+        return await self._images.open_cached(self.entry, caller)
 
-    def xattrs(self) -> dict[str, bytes]:
-        entry = self._images.current(self.entry)
+    async def xattrs(self) -> dict[str, bytes]:
+        entry = await self._images.current(self.entry)
         return _xattrs(
             state=State.CACHED,
             hits=entry.hits,
@@ -103,7 +110,7 @@ class LazyNode(Node):
             raise ReadOnlyError("images are read-only")
         return await self.images.open_lazy(self, caller)
 
-    def xattrs(self) -> dict[str, bytes]:
+    async def xattrs(self) -> dict[str, bytes]:
         fetching = self.flight is not None
         return _xattrs(
             state=State.INCOMPLETE if fetching else State.ABSENT,
@@ -147,7 +154,7 @@ class Images(Directory):
 
     async def lookup(self, name: bytes, caller: Caller) -> Node:
         image_id = check_image_id(name)
-        entry = self._store.get(image_id)
+        entry = await self._cached(image_id)
         if entry is not None:
             return CachedNode(self, entry)
         if not self._fetch_on_miss:
@@ -155,7 +162,7 @@ class Images(Directory):
         node = self._known(image_id)
         if node is None:
             image = await unless_interrupted(caller.pid, lambda: self._fetcher.stat(image_id))
-            entry = self._store.get(image_id)  # it may have been published while we waited
+            entry = await self._cached(image_id)  # it may have been published while we waited
             if entry is not None:
                 return CachedNode(self, entry)
             node = self._known(image_id) or self._remember(image)
@@ -165,8 +172,11 @@ class Images(Directory):
     async def open_listing(self) -> Listing:
         return self
 
-    def page(self, position: int, limit: int) -> list[Listed]:
-        entries = self._store.page(position, limit)
+    async def page(self, position: int, limit: int) -> list[Listed]:
+        quick = self._store
+        entries = await at_once_or(
+            lambda: quick.page(position, limit), lambda: quick.waiting.page(position, limit)
+        )
         return [
             Listed(entry.image_id, CachedNode(self, entry).attributes(), entry.inode)
             for entry in entries
@@ -178,8 +188,16 @@ class Images(Directory):
     # Nodes by number
 
     def cached_node(self, serial: int) -> Node:
-        """The node of a cached image, also of one evicted that is still open. Raises StaleError."""
-        entry = self._store.by_inode(serial) or self._files.entry(serial)
+        """The node of a cached image, also of one evicted that is still open. Raises StaleError,
+        and IndexBusyError."""
+        return self._node(serial, self._store.by_inode(serial))
+
+    def cached_node_in_thread(self, serial: int) -> Node:
+        """As :meth:`cached_node`, and waits for the index."""
+        return self._node(serial, self._store.waiting.by_inode(serial))
+
+    def _node(self, serial: int, entry: Entry | None) -> Node:
+        entry = entry or self._files.entry(serial)
         if entry is None:
             raise StaleError(f"image number {serial} has been evicted")
         return CachedNode(self, entry)
@@ -202,16 +220,26 @@ class Images(Directory):
             if self._lazy_by_id.get(node.image.image_id) is node:
                 del self._lazy_by_id[node.image.image_id]
 
-    def current(self, entry: Entry) -> Entry:
+    async def current(self, entry: Entry) -> Entry:
         """The record as it is now, hits of this moment included; *entry* of an evicted image."""
-        self._hits.write()
-        return self._store.by_inode(entry.inode) or entry
+        hits, store, number = self._hits, self._store, entry.inode
+        now = await at_once_or(
+            lambda: hits.shown(lambda: store.by_inode(number), wait=False),
+            lambda: hits.shown(lambda: store.waiting.by_inode(number), wait=True),
+        )
+        return now or entry
 
     # Opening
 
-    def open_cached(self, entry: Entry) -> OpenFile:
+    async def open_cached(self, entry: Entry, caller: Caller) -> OpenFile:
         """Open a cached image, a hit. Raises StaleError where it has gone meanwhile."""
-        return self._files.cached(join(NodeKind.CACHED, entry.inode), entry.image_id)
+        inode = join(NodeKind.CACHED, entry.inode)
+        try:
+            return self._files.cached(inode, entry.image_id)
+        except IndexBusyError:
+            return await unless_interrupted(
+                caller.pid, lambda: self._files.cached_when_free(inode, entry.image_id)
+            )
 
     async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:
         """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it
@@ -220,9 +248,10 @@ class Images(Directory):
         image_id = node.image.image_id
         flight = node.flight
         if flight is None or flight.cancelled or flight.finished.is_set():
-            if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
+            cached = await self._cached(image_id)
+            if cached is not None or self._lazy_by_id.get(image_id) is not node:
                 raise StaleError(f"image {image_id!r} is another by now")
-            flight = self._fetcher.start(node.image)
+            flight = self._fetcher.start(node.image)  # nothing is awaited before it is the node's
             if flight.image != node.image:  # begun for another, who asked the source later
                 raise StaleError(f"image {image_id!r} is being fetched in another version")
             node.flight = flight
@@ -242,6 +271,11 @@ class Images(Directory):
         return [join(NodeKind.LAZY, node.serial) for node in nodes if flight.error is not None]
 
     # Inside
+
+    async def _cached(self, image_id: str) -> Entry | None:
+        return await at_once_or(
+            lambda: self._store.get(image_id), lambda: self._store.waiting.get(image_id)
+        )
 
     def _known(self, image_id: str) -> LazyNode | None:
         """The node of an image under way, or of one the source has described just now."""

@@ -74,7 +74,7 @@ class Listed:
 class Listing(Protocol):
     """An open directory."""
 
-    def page(self, position: int, limit: int) -> list[Listed]:
+    async def page(self, position: int, limit: int) -> list[Listed]:
         """At most *limit* names after *position* (0 is the start)."""
 
     def listed(self, item: Listed) -> None:
@@ -121,7 +121,7 @@ class Node:
         """Open it; EISDIR and the like are the kernel's to say."""
         raise NotPermittedError("this cannot be opened")
 
-    def xattrs(self) -> dict[str, bytes]:
+    async def xattrs(self) -> dict[str, bytes]:
         """Its extended attributes, by full name."""
         return {}
 
@@ -193,7 +193,7 @@ class FixedDirectory(Directory):
     async def open_listing(self) -> Listing:
         return self
 
-    def page(self, position: int, limit: int) -> list[Listed]:
+    async def page(self, position: int, limit: int) -> list[Listed]:
         names = list(self._children)[position : position + limit]
         return [
             Listed(name.decode(), self._children[name].attributes(), number)

@@ -23,6 +23,7 @@ from cachefs.vfs.image_files import COMPLETE, ImageFiles
 from cachefs.vfs.inodes import NodeKind, split
 from cachefs.vfs.nodes import NOBODY, OpenFile
 from cachefs.vfs.open_files import OpenFiles
+from cachefs.vfs.patience import at_once_or
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,12 @@ class Takeover:
         kind, serial = split(inode)
         if kind == NodeKind.LAZY:
             return await self._reopen_lazy(inode)
-        entry = self._store.by_inode(serial)
+        entry = await at_once_or(
+            lambda: self._store.by_inode(serial), lambda: self._store.waiting.by_inode(serial)
+        )
         if entry is None:
             return self._images.open_held(inode)
-        return self._images.reopen(inode, entry.image_id)
+        return await self._images.reopen(inode, entry.image_id)
 
     async def _reopen_lazy(self, inode: int) -> OpenFile | None:
         members = self._held.noted(inode)

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachefs.errors import StaleError
+from cachefs.errors import IndexBusyError, StaleError
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, split
 from cachefs.vfs.nodes import Node
+from cachefs.vfs.patience import in_thread
 
 
 def _never_forget(serial: int, lookups: int) -> None:
@@ -15,10 +16,12 @@ def _never_forget(serial: int, lookups: int) -> None:
 @dataclass(frozen=True, slots=True)
 class Nodes:
     """How nodes of a kind are found: *find* gives the node of a serial (raises StaleError),
-    *forget* hears that the kernel has dropped some references to it."""
+    *forget* hears that the kernel has dropped some references to it. Where *find* may raise
+    IndexBusyError, *wait* is called in a thread instead."""
 
     find: Callable[[int], Node]
     forget: Callable[[int, int], None] = _never_forget
+    wait: Callable[[int], Node] | None = None
 
 
 class Tree:
@@ -35,6 +38,17 @@ class Tree:
         except KeyError:
             raise StaleError(f"inode number {inode} is of no kind") from None
         return nodes.find(serial)
+
+    async def node_when_free(self, inode: int) -> Node:
+        """As :meth:`node`, where the index may be locked."""
+        try:
+            return self.node(inode)
+        except IndexBusyError:
+            kind, serial = split(inode)
+            wait = self._kinds[kind].wait
+            if wait is None:
+                raise
+            return await in_thread(lambda: wait(serial))
 
     def is_image(self, inode: int) -> bool:
         """Whether the number is that of ``images/`` or of a file in it."""

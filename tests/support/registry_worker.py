@@ -39,7 +39,7 @@ from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE
 
 MIB = 2**20
 CALLER: Any = SimpleNamespace(pid=0, uid=0, gid=0)
-NOT_COUNTED = ("cache.db", ".cachefs/lock")
+NOT_COUNTED = ("cache.db", ".cachefs/cache.db", ".cachefs/lock")
 """What a worker has open below its cache directory as long as it lives."""
 READ_SIZE = 2**18
 SETTLE = 20.0
