@@ -82,17 +82,18 @@ what cannot be used as it is."""
 
 class Index:
     """One SQLite connection that threads share under a lock, in autocommit mode. It waits for
-    *wait* seconds for other connections' locks; with 0, not for another thread either: then what is
-    locked raises IndexBusyError at once.
+    *wait* seconds (:data:`BUSY_TIMEOUT`) for other connections' locks; with 0, not for another
+    thread either: then what is locked raises IndexBusyError at once.
 
     One connection for all threads, because its work is writing, which SQLite serialises anyway.
     Everything is fetched at once, never left in a cursor: an open cursor would keep SQLite's log
     from being checkpointed, and the log would grow.
     """
 
-    def __init__(self, path: str, *, wait: float = BUSY_TIMEOUT) -> None:
+    def __init__(self, path: str, *, wait: float | None = None) -> None:
         self.lock = threading.RLock()
         self._path = path
+        wait = BUSY_TIMEOUT if wait is None else wait
         self._waits = wait > 0
         with self._translated():
             self._connection = sqlite3.connect(

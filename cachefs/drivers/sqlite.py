@@ -454,10 +454,10 @@ class SqliteDriver:
                 raise why
             if opened.is_there() or not opened.path.exists():
                 self._opened = self._make_anew(opened.path, why)
-                self.reconcile()
             else:
                 self._opened = self._open()
             opened.close()
+            self.reconcile()
 
     def _open(self) -> Connections:
         path = self._cache_dir / place.LINK

@@ -1,0 +1,491 @@
+"""Where the sqlite driver's database stands, who gets at it, and what stands in its place."""
+
+import logging
+import os
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from support.cache_dir import CacheDir
+from support.processes import wait_for
+
+from cachefs.drivers import Entry, Totals, place
+from cachefs.drivers.sqlite import UNTIDY_BYTES, WAL_BYTES
+from cachefs.errors import IndexBusyError
+
+GLANCE_CREATE = """CREATE TABLE IF NOT EXISTS cached_images (image_id TEXT PRIMARY KEY,
+    last_accessed REAL DEFAULT 0.0, last_modified REAL DEFAULT 0.0, size INTEGER DEFAULT 0,
+    hits INTEGER DEFAULT 0, checksum TEXT)"""
+STRANGER = 65534
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[CacheDir]:
+    cache = CacheDir(tmp_path, "sqlite")
+    yield cache
+    cache.close()
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is locked is waited for a moment only."""
+    monkeypatch.setattr("cachefs.drivers.index.BUSY_TIMEOUT", 0.2)
+
+
+def glance(path: Path, *rows: str) -> None:
+    """A database as Glance makes it, with rows of images of ten bytes that are there."""
+    with closing(sqlite3.connect(path / "cache.db")) as connection:
+        connection.execute(GLANCE_CREATE)
+        for name in rows:
+            (path / name).write_bytes(b"x" * 10)
+            connection.execute(
+                "INSERT INTO cached_images(image_id, size, hits, last_accessed, last_modified)"
+                " VALUES (?, 10, 7, 5.0, 5.0)",
+                (name,),
+            )
+        connection.commit()
+
+
+def modes(path: Path) -> dict[str, int]:
+    return {each.name: stat.S_IMODE(each.lstat().st_mode) for each in path.iterdir()}
+
+
+# Where it stands
+
+
+def test_the_index_is_its_owners_alone(cache: CacheDir) -> None:
+    cache.publish(cache.open(), Entry("a", 1))
+    private = cache.path / ".cachefs"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert modes(private) == {"cache.db": 0o600, "cache.db-wal": 0o600, "cache.db-shm": 0o600}
+
+
+def test_an_index_that_others_could_read_is_closed_to_them(cache: CacheDir) -> None:
+    cache.publish(cache.open(), Entry("a", 1))
+    private = cache.path / ".cachefs"
+    for each in private.iterdir():
+        each.chmod(0o644)
+    private.chmod(0o755)
+    cache.open()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert set(modes(private).values()) == {0o600}
+
+
+def test_no_other_user_gets_at_the_locks(cache: CacheDir) -> None:
+    cache.publish(cache.open(), Entry("a", 1))
+    for path in (cache.path, *cache.path.parents[:2]):
+        path.chmod(0o755)
+    for name in ("cache.db", ".cachefs/cache.db-shm"):
+        stranger = subprocess.run(
+            ["head", "-c1", cache.path / name],
+            user=STRANGER,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Permission denied" in stranger.stderr
+
+
+def test_the_index_belongs_to_the_owner_of_the_directory(cache: CacheDir) -> None:
+    os.chown(cache.path, STRANGER, STRANGER)
+    cache.publish(cache.open(), Entry("a", 1))
+    private = cache.path / ".cachefs"
+    assert {each.lstat().st_uid for each in (private, *private.iterdir())} == {STRANGER}
+
+
+def test_nothing_of_the_index_stands_among_the_images(cache: CacheDir) -> None:
+    cache.publish(cache.open(), Entry("a", 1))
+    assert {each.name for each in cache.path.iterdir()} == {
+        "a",
+        "cache.db",
+        ".cachefs",
+        "incomplete",
+    }
+    assert (cache.path / "cache.db").is_symlink()
+
+
+def test_another_program_finds_the_records_by_glances_path(cache: CacheDir) -> None:
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1))
+    with closing(sqlite3.connect(cache.path / "cache.db")) as connection:
+        assert connection.execute("SELECT image_id FROM cached_images").fetchall() == [("a",)]
+        connection.execute("UPDATE cached_images SET hits = 9")
+        connection.commit()
+    entry = driver.get("a")
+    assert entry is not None
+    assert entry.hits == 9
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_a_database_of_glance_is_taken_over_with_its_records(cache: CacheDir, journal: str) -> None:
+    glance(cache.path, "a")
+    with closing(sqlite3.connect(cache.path / "cache.db")) as connection:
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+    before = (cache.path / "cache.db").stat().st_ino
+    entry = cache.open().get("a")
+    assert entry is not None
+    assert entry.hits == 7
+    assert (cache.path / "cache.db").is_symlink()
+    assert (cache.path / ".cachefs/cache.db").stat().st_ino == before
+
+
+def test_the_log_of_a_killed_process_is_taken_over_too(cache: CacheDir) -> None:
+    glance(cache.path, "a")
+    code = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA journal_mode=WAL'); c.execute('UPDATE cached_images SET hits = 8')\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, cache.path / "cache.db"], check=False)
+    assert (cache.path / "cache.db-wal").exists()
+    entry = cache.open().get("a")
+    assert entry is not None
+    assert entry.hits == 8
+    assert (cache.path / "cache.db").is_symlink()
+
+
+def test_a_database_that_is_in_use_is_used_where_it_stands_until_it_is_not(
+    cache: CacheDir,
+) -> None:
+    glance(cache.path, "a")
+    code = "import sys; f = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, cache.path / "cache.db"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        driver = cache.open()
+        assert not (cache.path / "cache.db").is_symlink()
+        assert stat.S_IMODE((cache.path / "cache.db").stat().st_mode) == 0o600
+        assert driver.totals() == Totals(1, 10)
+        other.communicate()
+    cache.close()
+    assert cache.open().totals() == Totals(1, 10)
+    assert (cache.path / "cache.db").is_symlink()
+
+
+def test_another_who_opens_it_at_that_moment_finds_all_as_it_was(
+    cache: CacheDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glance(cache.path, "a")
+    path = cache.path / "cache.db"
+    really, number = place._exchange, path.stat().st_ino
+    openers = []
+
+    def opened_just_then(one: Path, other: Path) -> None:
+        if not openers:
+            openers.append(subprocess.Popen(["head", "-c1", path], stdout=subprocess.PIPE))
+            wait_for(lambda: f":{number} " in leases_being_broken(), "an opener")
+        really(one, other)
+
+    monkeypatch.setattr(place, "_exchange", opened_just_then)
+    assert cache.open().totals() == Totals(1, 10)
+    assert openers[0].communicate(timeout=10)[0] == b"S"
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert not (cache.path / ".cachefs/cache.db").exists()
+
+
+def leases_being_broken() -> str:
+    lines = Path("/proc/locks").read_text().splitlines()
+    return "\n".join(line for line in lines if "BREAKING" in line)
+
+
+# What stands in its place
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"no database, certainly")
+
+
+def header_only(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
+
+
+def torn(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(GLANCE_CREATE)
+        connection.executemany(
+            "INSERT INTO cached_images(image_id) VALUES (?)", [(f"{n:050}",) for n in range(2000)]
+        )
+        connection.commit()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xaa" * 50000)
+
+
+def foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE cached_images (image_id TEXT PRIMARY KEY)")
+
+
+def view(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE other (image_id TEXT)")
+        connection.execute("CREATE VIEW cached_images AS SELECT image_id, 0 AS size FROM other")
+
+
+def more_is_needed(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(GLANCE_CREATE.replace("checksum TEXT", "checksum TEXT, x NOT NULL"))
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(GLANCE_CREATE)
+        connection.execute("PRAGMA user_version = 99")
+
+
+def directory(path: Path) -> None:
+    (path / "full").mkdir(parents=True)
+
+
+def outside(path: Path) -> Path:
+    return next(each for each in path.parents if each.name == "cache").parent
+
+
+def link(path: Path) -> None:
+    target = outside(path) / "target"
+    target.write_bytes(b"precious")
+    path.symlink_to(target)
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(outside(path) / "planted")
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        here = Path.cwd()
+        os.chdir(path.parent)  # a path of a socket is short
+        try:
+            sock.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def of_a_stranger(path: Path) -> None:
+    glance_at = sqlite3.connect(path)
+    with closing(glance_at):
+        glance_at.execute(GLANCE_CREATE)
+    os.chown(path, STRANGER, STRANGER)
+
+
+KINDS = [
+    garbage,
+    header_only,
+    torn,
+    foreign,
+    view,
+    more_is_needed,
+    newer,
+    directory,
+    link,
+    dangling,
+    fifo,
+    a_socket,
+    of_a_stranger,
+]
+
+
+@pytest.fixture
+def place_of_it(tmp_path: Path) -> Path:
+    path = tmp_path / "cache"
+    path.mkdir()
+    (path / "a").write_bytes(b"x" * 10)
+    return path
+
+
+@pytest.mark.parametrize("name", ["cache.db", ".cachefs/cache.db"])
+@pytest.mark.parametrize("put_there", KINDS, ids=lambda kind: kind.__name__)
+def test_what_is_no_index_is_set_aside_and_one_made_of_the_files(
+    place_of_it: Path,
+    name: str,
+    put_there: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (place_of_it / ".cachefs").mkdir()
+    put_there(place_of_it / name)
+    cache = CacheDir(place_of_it, "sqlite")
+    driver = cache.open()
+    assert driver.totals() == Totals(1, 10)
+    cache.publish(driver, Entry("b", 5))
+    driver.hit("b", 3.0)
+    entry = driver.get("b")
+    assert entry is not None
+    assert entry.hits == 1
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) <= 1
+    assert all("\n" not in record.getMessage() for record in warnings)
+    cache.close()
+    assert cache.open().totals() == Totals(2, 15)
+    assert (place_of_it / "cache.db").readlink() == Path(".cachefs/cache.db")
+    cache.close()
+    target = place_of_it.parent / "target"
+    assert not target.exists() or target.read_bytes() == b"precious"
+    assert not (place_of_it.parent / "planted").exists()
+
+
+def test_a_database_that_cannot_be_used_is_kept(place_of_it: Path) -> None:
+    garbage(place_of_it / "cache.db")
+    cache = CacheDir(place_of_it, "sqlite")
+    cache.open()
+    cache.close()
+    [kept] = (place_of_it / ".cachefs/aside").iterdir()
+    assert kept.read_bytes() == b"no database, certainly"
+
+
+@pytest.mark.parametrize("name", ["cache.db", ".cachefs/cache.db"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_immutable_database_keeps_nobody_from_the_images(
+    place_of_it: Path, name: str, damaged: bool
+) -> None:
+    (place_of_it / ".cachefs").mkdir()
+    (garbage if damaged else newer)(place_of_it / name)
+    subprocess.run(["chattr", "+i", place_of_it / name], check=True)
+    cache = CacheDir(place_of_it, "sqlite")
+    try:
+        driver = cache.open()
+        assert driver.totals() == Totals(1, 10)
+        cache.publish(driver, Entry("b", 5))
+        assert driver.get("b") is not None
+    finally:
+        subprocess.run(["chattr", "-i", place_of_it / name], check=True)
+        cache.close()
+
+
+def test_an_index_that_stays_locked_is_set_aside(
+    place_of_it: Path, short_waits: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    glance(place_of_it)
+    CacheDir(place_of_it, "sqlite").open().close()
+    with closing(sqlite3.connect(place_of_it / "cache.db", isolation_level=None)) as locker:
+        locker.execute("PRAGMA locking_mode = EXCLUSIVE")
+        locker.execute("BEGIN EXCLUSIVE")
+        cache = CacheDir(place_of_it, "sqlite")
+        assert cache.open().totals() == Totals(1, 10)
+        cache.close()
+    assert "locked" in caplog.text
+
+
+def test_records_that_make_no_sense_are_dropped_and_their_files_adopted(
+    place_of_it: Path,
+) -> None:
+    cache = CacheDir(place_of_it, "sqlite")
+    cache.open()
+    cache.close()
+    with closing(sqlite3.connect(place_of_it / "cache.db")) as connection:
+        connection.execute("UPDATE cached_images SET size = 'many', last_modified = 1e300")
+        connection.commit()
+    driver = cache.open()
+    assert [entry.size for entry in driver.entries()] == [10]
+    assert driver.totals() == Totals(1, 10)
+    cache.close()
+
+
+# While it is in use
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "emptied", "removed", "replaced"])
+def test_an_index_lost_while_it_is_used_is_made_anew(
+    place_of_it: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = CacheDir(place_of_it, "sqlite")
+    driver = cache.open()
+    path = place_of_it / ".cachefs/cache.db"
+    if damage == "overwritten":
+        driver.tidy()
+        size = path.stat().st_size
+        path.write_bytes(b"\xaa" * size)
+    elif damage == "emptied":
+        driver.tidy()
+        os.truncate(path, 0)
+    else:
+        path.unlink()
+        if damage == "replaced":
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute(GLANCE_CREATE)
+    assert driver.totals() == Totals(1, 10)
+    cache.publish(driver, Entry("b", 5, last_accessed=1e10))
+    assert [entry.image_id for entry in driver.lru()] == ["a", "b"]
+    assert driver.quick.get("b") == driver.get("b") is not None
+    cache.close()
+
+
+def test_what_one_process_sets_aside_no_other_goes_on_with(cache: CacheDir) -> None:
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1))
+    cache.run("driver._opened.path.unlink(); driver.get('a')")
+    cache.run("cache.publish(driver, Entry('b', 2))")
+    assert driver.totals() == Totals(2, 3)
+
+
+def test_a_damaged_index_is_an_event_loops_to_leave_to_a_thread(place_of_it: Path) -> None:
+    cache = CacheDir(place_of_it, "sqlite")
+    driver = cache.open()
+    driver.tidy()
+    os.truncate(place_of_it / ".cachefs/cache.db", 0)
+    with pytest.raises(IndexBusyError):
+        driver.quick.get("a")
+    assert driver.get("a") is not None
+    assert driver.quick.get("a") is not None
+    cache.close()
+
+
+def test_an_event_loop_waits_for_no_writer(cache: CacheDir) -> None:
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1))
+    with closing(sqlite3.connect(cache.path / "cache.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert driver.quick.get("a") == driver.quick.entries_after(0, 9)[0]
+        assert driver.quick.totals() == Totals(1, 1)
+        with pytest.raises(IndexBusyError):
+            driver.quick.hit("a", 5.0)
+        writer.execute("COMMIT")
+    driver.quick.hit("a", 5.0)
+    entry = driver.get("a")
+    assert entry is not None
+    assert entry.hits == 1
+
+
+def test_the_log_is_bounded_though_a_reader_never_ends(cache: CacheDir) -> None:
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1))
+    written = 0
+
+    def hit_on() -> None:
+        nonlocal written
+        while True:
+            driver.quick.hit("a", 5.0)
+            written += 1
+
+    log = cache.path / ".cachefs/cache.db-wal"
+    with closing(sqlite3.connect(cache.path / "cache.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM cached_images").fetchall()
+        with pytest.raises(IndexBusyError):
+            hit_on()
+        assert driver.quick.is_untidy
+        assert not driver.tidy()
+        with pytest.raises(IndexBusyError):
+            driver.hit("a", 5.0)
+        assert WAL_BYTES <= log.stat().st_size < 1.01 * WAL_BYTES
+        assert driver.disk_bytes() > WAL_BYTES
+    assert driver.tidy()
+    assert log.stat().st_size == 0
+    driver.quick.hit("a", 5.0)
+    entry = driver.get("a")
+    assert entry is not None
+    assert entry.hits == written + 1 > UNTIDY_BYTES / 10_000
