@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cachefs.mount
+from cachefs.cache.claim import claim
 from cachefs.cache.layout import Layout
 from cachefs.cli import main
 from cachefs.control.table import TABLE
@@ -180,7 +181,7 @@ def test_a_sealed_document_is_for_its_owner_and_can_not_be_changed() -> None:
 
 def running(tmp_path: Path, mount_id: str = "id") -> RunningSettings:
     layout = Layout(tmp_path)
-    layout.create()
+    claim(layout)
     settings = load("/src", "/mnt", {}, environ={})
     return RunningSettings(settings, mount_id, layout)
 

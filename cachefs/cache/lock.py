@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from cachefs.cache.trust import open_lock
+
 
 class DirectoryLock:
     """A reentrant lock over threads and processes; a context manager. Waits without a limit."""
 
     def __init__(self, path: Path) -> None:
         self._threads = threading.RLock()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = open_lock(path)
         self._depth = 0
 
     def __enter__(self) -> None:
