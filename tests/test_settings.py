@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[str, str, object]] = {
     "options": ("allow_other,ro", '["allow_other", "ro"]', ("allow_other", "ro")),
     "log_file": ("/some/log", '"/some/log"', Path("/some/log")),
     "log_level": ("debug", '"debug"', "debug"),
+    "adopt": ("true", "true", True),
     "foreground": ("true", "true", True),
 }
 """For each setting: its value as text, as TOML, and as it is. None: a tuple of the text."""

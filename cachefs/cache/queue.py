@@ -8,8 +8,9 @@ import json
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.trust import read_trusted, remove
@@ -119,10 +120,12 @@ class Failures:
         Glance's for one, count as a failure whose reason nobody wrote down."""
         try:
             members = json.loads(read_trusted(self._layout.failed(image_id), LARGEST_RECORD))
-            return _failure(image_id, members)
+            # Other members than ours are another version's.
+            ours = {name: members[name] for name in Failure.__slots__ if name in members}
+            return _checked(Failure(**ours))
         except OSError:  # none, or what cannot be ours
             pass
-        except (ValueError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             return Failure(image_id, "the record of this failure is damaged", 0.0)
         try:
             status = self._layout.invalid(image_id).lstat()
@@ -152,16 +155,12 @@ class Failures:
         return sorted(names)
 
 
-def _failure(image_id: str, members: object) -> Failure:
-    """The failure of a record's *members*; those that are not ours are another version's. Raises
-    ValueError where ours are missing, or of another type."""
-    if isinstance(members, dict):
-        error, when = members.get("error"), members.get("when")
-        size, source = members.get("size", 0), members.get("source")
-        texts = isinstance(error, str) and isinstance(source, str | None)
-        if texts and type(size) is int and isinstance(when, int | float):
-            return Failure(image_id, error, float(when), size, source)
-    raise ValueError("not what cachefs has written")
+def _checked(failure: Failure) -> Failure:
+    """*failure*, read from a file, if each member has its type; else raises TypeError."""
+    for each in fields(failure):
+        if not isinstance(getattr(failure, each.name), cast("type", each.type)):
+            raise TypeError(f"{each.name} is no {each.type}")
+    return failure
 
 
 def _glance_error(path: Path) -> str | None:

@@ -108,6 +108,7 @@ class Transaction:
             raise NoRoomError(
                 f"image {self.image_id!r} is longer than the {self.size} bytes promised"
             )
+        self._check_length()
         if end > self._reserved:
             # Never more ahead than is there already, so that a small image takes little.
             self._reserved = self._owner.reserve(self.path, self.fd, end, ahead=min(end, GROWTH))
@@ -137,6 +138,7 @@ class Transaction:
             raise SourceError(
                 f"image {self.image_id!r} ended after {self._written} of {size} bytes"
             )
+        self._check_length()
         if self.size is None:
             os.ftruncate(self.fd, size)
         os.fsync(self.fd)
@@ -184,6 +186,14 @@ class Transaction:
         self._owner.reject(self.path, error, source)
         self._remove_map()
         self._close()
+
+    def _check_length(self) -> None:
+        """Raise ImageBusyError where another program, a Glance say, has opened our file for writing
+        and so emptied it: its length was the reservation."""
+        if os.fstat(self.fd).st_size < self._reserved:
+            raise ImageBusyError(
+                f"image {self.image_id!r} was emptied by another program while it was written"
+            )
 
     def _remove_map(self) -> None:
         if self.partial is not None:
