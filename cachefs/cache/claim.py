@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cachefs.cache.layout import Layout
-from cachefs.cache.trust import is_trusted
+from cachefs.drivers.files import is_trusted
 from cachefs.errors import CacheDirectoryError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

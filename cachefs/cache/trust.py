@@ -12,16 +12,13 @@ import stat
 import time
 from pathlib import Path
 
+from cachefs.drivers.files import is_trusted
+
 log = logging.getLogger(__name__)
 
 FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 """How every file below a cache directory is opened; O_NONBLOCK besides, but where it is for
 writing and reading: that waits for no FIFO, and shall wait while a lease is looked for."""
-
-
-def is_trusted(user: int) -> bool:
-    """Whether the files of this user ID are believed."""
-    return user in (0, os.geteuid())
 
 
 def open_trusted(path: Path, flags: int, *, alone: bool = False, also: int | None = None) -> int:
