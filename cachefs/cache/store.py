@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
 from cachefs.cache.claim import claim
+from cachefs.cache.foreign_hits import take_over_hits
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
 from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import DirectoryLock, owned, share
@@ -33,7 +34,7 @@ from cachefs.cache.transaction import (
     open_incomplete,
 )
 from cachefs.cache.trust import is_other_kind, remove, what_stands_at
-from cachefs.drivers import Driver, Entry, open_driver
+from cachefs.drivers import Driver, Entry, GlanceRecord, open_driver
 from cachefs.drivers.files import find_image
 from cachefs.errors import (
     CacheFSError,
@@ -92,6 +93,7 @@ class Store:
                 )
                 try:
                     reconcile(self._layout, self._driver, self._queue, self._failures)
+                    take_over_hits(self._layout, self._driver)
                 except BaseException:
                     self._driver.close()
                     raise
@@ -153,6 +155,10 @@ class Store:
     def entries(self) -> Iterator[Entry]:
         """The records of all cached images, by ID."""
         return self._driver.entries()
+
+    def glance_records(self) -> list[GlanceRecord]:
+        """What Glance records of each cached image, by ID."""
+        return self._driver.glance_records()
 
     def pinned(self) -> list[Entry]:
         """The records of the pinned images, by ID."""

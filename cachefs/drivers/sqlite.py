@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cachefs.drivers.base import Entry, Totals
+from cachefs.drivers.base import Entry, GlanceRecord, Totals
 from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.errors import CacheFSError, DriverError
@@ -74,6 +74,11 @@ SELECT = """
 SELECT image_id, g.size, g.hits, g.last_accessed, g.last_modified, coalesce(o.checksum, g.checksum),
     o.pinned, o.fetched, o.source, o.verified, o.inode
 FROM cachefs_images AS o JOIN cached_images AS g USING (image_id)
+"""
+
+GLANCE_RECORDS = """
+SELECT image_id, size, hits, last_accessed, last_modified, checksum FROM cached_images
+ORDER BY image_id
 """
 
 BARE_MD5 = re.compile(r"[0-9a-f]{32}\Z")
@@ -222,6 +227,11 @@ class SqliteDriver:
         while page := self._many("WHERE o.image_id > ? ORDER BY o.image_id LIMIT ?", after, PAGE):
             yield from page
             after = page[-1].image_id
+
+    def glance_records(self) -> list[GlanceRecord]:
+        """As the contract says: Glance's own table, in one statement."""
+        rows: list[Any] = self._index.rows(GLANCE_RECORDS)
+        return rows
 
     def entries_after(self, inode: int, limit: int) -> list[Entry]:
         """As the contract says."""
