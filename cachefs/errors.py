@@ -26,10 +26,11 @@ class InvalidValueError(CacheFSError, ValueError):
     errno = errno.EINVAL
 
 
-class ImageNotFoundError(CacheFSError):
-    """Neither the cache nor the source has the image."""
+class ImageNotFoundError(CacheFSError, FileNotFoundError):
+    """Neither the cache nor the source has the image; for callers of the library, a missing
+    file."""
 
-    errno = errno.ENOENT
+    errno = errno.ENOENT  # type: ignore[misc]  # the class's, as all ours, and not the instance's
 
 
 class ImageExistsError(CacheFSError):
@@ -110,6 +111,12 @@ class InterruptedReadError(CacheFSError):
     """The process that waited for this has been sent a signal."""
 
     errno = errno.EINTR
+
+
+class CacheDirectoryError(CacheFSError):
+    """The directory may not become a cache: it has files that are not the cache's."""
+
+    errno = errno.ENOTEMPTY
 
 
 class DriverError(CacheFSError):

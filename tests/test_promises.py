@@ -203,13 +203,14 @@ def test_the_control_file_of_a_toy_setting_shows_it_and_changes_it(copy: Copy) -
 
         import trio
         from cachefs.cache import Layout
+        from cachefs.cache.claim import claim
         from cachefs.control import build
         from cachefs.settings import RunningSettings, Settings, load
         from cachefs.vfs.inodes import Serials
         from cachefs.vfs.nodes import NOBODY
 
         layout = Layout(Path("cache"))
-        layout.create()
+        claim(layout)
         running = RunningSettings(load("/src", "/mnt", {}, environ={}), "id", layout)
         operator = SimpleNamespace(
             setting=lambda each: each.kind.shown_text(running.current.given[each.name].value),

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cachefs.mount
+from cachefs.cache.claim import claim
 from cachefs.cache.layout import Layout
 from cachefs.cli import main
 from cachefs.control.table import TABLE
@@ -48,6 +49,7 @@ EXAMPLES: dict[str, tuple[str, str, object]] = {
     "options": ("allow_other,ro", '["allow_other", "ro"]', ("allow_other", "ro")),
     "log_file": ("/some/log", '"/some/log"', Path("/some/log")),
     "log_level": ("debug", '"debug"', "debug"),
+    "adopt": ("true", "true", True),
     "foreground": ("true", "true", True),
 }
 """For each setting: its value as text, as TOML, and as it is. None: a tuple of the text."""
@@ -180,7 +182,7 @@ def test_a_sealed_document_is_for_its_owner_and_can_not_be_changed() -> None:
 
 def running(tmp_path: Path, mount_id: str = "id") -> RunningSettings:
     layout = Layout(tmp_path)
-    layout.create()
+    claim(layout)
     settings = load("/src", "/mnt", {}, environ={})
     return RunningSettings(settings, mount_id, layout)
 

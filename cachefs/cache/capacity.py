@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from cachefs.cache.layout import Layout, files_in
+from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import is_held
 from cachefs.drivers import Driver, Entry
 from cachefs.units import Amount
@@ -93,7 +94,7 @@ class Capacity:
         disk = os.statvfs(self._layout.base)
         total = disk.f_blocks * disk.f_frsize
         reserved, unwritten = 0, 0
-        for _, status in files_in(self._layout.incomplete_dir):
+        for _, status in self._partial():
             reserved += status.st_size
             unwritten += status.st_size - _on_disk(status)
         rejected = sum(status.st_size for _, status in files_in(self._layout.invalid_dir))
@@ -110,16 +111,21 @@ class Capacity:
         images from the least recently used on. Neither pinned images, nor what any process holds
         open, nor *spare*, the image that the room is for. Read lazily; what has been yielded may be
         removed meanwhile."""
-        for name, status in _oldest_first(self._layout.incomplete_dir):
-            path = self._layout.incomplete(name)
-            if name != spare and not is_held(path):
-                yield Candidate(path, status.st_size, status.st_size)
+        for directory in (self._layout.incomplete_dir, self._layout.beside_dir):
+            for name, status in _oldest_first(directory):
+                path = directory / name
+                if name != spare and not is_being_written(path):
+                    yield Candidate(path, status.st_size, status.st_size)
         for name, status in _oldest_first(self._layout.invalid_dir):
             yield Candidate(self._layout.invalid(name), status.st_size, _on_disk(status))
         for entry in self._driver.lru():
             path = self._layout.image(entry.image_id)
             if entry.image_id != spare and not is_held(path):
                 yield Candidate(path, entry.size, _disk_of(path), entry)
+
+    def _partial(self) -> Iterator[tuple[str, os.stat_result]]:
+        yield from files_in(self._layout.incomplete_dir)
+        yield from files_in(self._layout.beside_dir)
 
 
 def _on_disk(status: os.stat_result) -> int:

@@ -56,8 +56,9 @@ class Held:
             return None
 
     def is_incomplete(self, number: int, image_id: str) -> bool:
-        """Whether the held file is the one that is ``incomplete/ID`` now."""
-        return _is_same(self._link(number), self._layout.incomplete(image_id))
+        """Whether the held file is the one that is ``incomplete/ID`` now, or beside it."""
+        writing = (self._layout.incomplete(image_id), self._layout.beside(image_id))
+        return any(_is_same(self._link(number), path) for path in writing)
 
     def is_published(self, number: int, image_id: str) -> bool:
         """Whether the held file is the one that is the cached image now."""
@@ -65,9 +66,8 @@ class Held:
 
     def note(self, number: int, members: dict[str, Any]) -> None:
         """Write down what the next process needs to know of *number*: whole, or not at all."""
-        path, scratch = self._note(number), self._directory / f"{number}.new"
-        scratch.write_text(json.dumps(members), encoding="utf-8")
-        scratch.rename(path)
+        with self._layout.replacing(self._note(number)) as file:
+            file.write(json.dumps(members).encode())
 
     def noted(self, number: int) -> dict[str, Any] | None:
         """What was written down, or None. Raises InvalidValueError for what cannot have been."""

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from cachefs.cache.capacity import Limits
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
-from cachefs.drivers import DEFAULT, DRIVERS, Entry
+from cachefs.drivers import DEFAULT, DRIVERS
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
@@ -23,6 +23,7 @@ from cachefs.errors import (
     ImageExistsError,
     ImageNotFoundError,
     IndexBusyError,
+    InvalidValueError,
 )
 from cachefs.image import Digest, check_image_id
 from cachefs.units import Amount
@@ -39,7 +40,8 @@ class ImageCache:
 
     *driver* is ``sqlite`` or ``xattr``; where it cannot work, sqlite serves after one warning, and
     :attr:`driver_name` says so. *stall_time* is in seconds. Use it from any number of threads and
-    processes, beside a mounted daemon too. Every method raises
+    processes, beside a mounted daemon too. A directory that has files and is no cache raises
+    CacheDirectoryError, unless *adopt*: then its files count as cached images. Every method raises
     :class:`~cachefs.errors.InvalidImageIDError` for an ID that can be no image's.
     """
 
@@ -50,8 +52,10 @@ class ImageCache:
         max_size: int = 10 * 2**30,
         driver: str = "sqlite",
         stall_time: float = 86400,
+        adopt: bool = False,
     ) -> None:
         self._cache_dir = Path(cache_dir)
+        self._adopt = adopt
         self._limits = Limits(Amount(size=max_size))
         self._driver = driver
         self._stall_time = stall_time
@@ -74,7 +78,7 @@ class ImageCache:
         if driver not in DRIVERS:
             driver = DEFAULT
             log.warning("no driver is called %r, using %s", self._driver, driver)
-        self._store = Store(self._cache_dir, self._limits, driver=driver)
+        self._store = Store(self._cache_dir, self._limits, driver=driver, adopt=self._adopt)
         # Glance has no method to close a cache, so it ends with its last user.
         self._close = weakref.finalize(self, self._store.close)
 
@@ -82,6 +86,26 @@ class ImageCache:
     def driver_name(self) -> str:
         """The driver that runs: ``sqlite`` or ``xattr``."""
         return self._store.driver_name
+
+    @property
+    def max_size(self) -> int:
+        """The most bytes that the cache may take. A new value holds from the next reservation or
+        :meth:`prune` on."""
+        return self._limits.max_size.of(0)
+
+    @max_size.setter
+    def max_size(self, size: int) -> None:
+        self._limits = Limits(Amount(size=size))
+        self._store.limits = self._limits
+
+    @property
+    def stall_time(self) -> float:
+        """Seconds after which :meth:`clean` removes an incomplete image that nobody writes."""
+        return self._stall_time
+
+    @stall_time.setter
+    def stall_time(self, seconds: float) -> None:
+        self._stall_time = seconds
 
     # What there is
 
@@ -105,7 +129,17 @@ class ImageCache:
     def get_cached_images(self) -> list[dict[str, object]]:
         """The cached images by ID: ``image_id size hits last_accessed last_modified checksum``, the
         last as MD5 hex, None where a daemon has verified the image by another algorithm."""
-        return [_mapping(entry) for entry in self._store.entries()]
+        return [
+            {
+                "image_id": image_id,
+                "size": size,
+                "hits": hits,
+                "last_accessed": accessed,
+                "last_modified": modified,
+                "checksum": checksum,
+            }
+            for image_id, size, hits, accessed, modified, checksum in self._store.glance_records()
+        ]
 
     def get_image_size(self, image_id: str) -> int:
         """The bytes of a cached image. Raises ImageNotFoundError."""
@@ -187,12 +221,11 @@ class ImageCache:
         """Yield every chunk of *image_iter* and cache the image when the last has passed.
 
         *image_checksum* is MD5 hex (or ``ALGO:HEX``) or None. Raises ChecksumError after the last
-        chunk where the bytes are others: they land in ``invalid/``. Whatever *image_iter* raises
-        goes through, and nothing is cached; likewise when the iterator is dropped half way. When it
-        is the cache that fails (no room, say), that is logged and the chunks go on."""
-        expected = Digest.parse(image_checksum) if image_checksum else None
-        check_image_id(image_id)
-        return self._tee(image_id, image_iter, expected)
+        chunk where the bytes are others, or the checksum is none: they land in ``invalid/``.
+        Whatever *image_iter* raises goes through, and nothing is cached; likewise when the iterator
+        is dropped half way. When it is the cache that fails (no room, say), that is logged and the
+        chunks go on."""
+        return self._tee(check_image_id(image_id), image_iter, _expected(image_checksum))
 
     def cache_image_iter(
         self, image_id: str, image_iter: Iterable[bytes], image_checksum: str | None = None
@@ -231,7 +264,7 @@ class ImageCache:
         return True
 
     def _tee(
-        self, image_id: str, image_iter: Iterable[bytes], expected: Digest | None
+        self, image_id: str, image_iter: Iterable[bytes], expected: Digest | str | None
     ) -> Iterator[bytes]:
         writer = _Writer(self._begin(image_id, size=0), expected)
         try:
@@ -245,8 +278,7 @@ class ImageCache:
     def _cache(
         self, image_id: str, chunks: Iterable[bytes], checksum: str | None, *, size: int
     ) -> bool:
-        expected = Digest.parse(checksum) if checksum else None
-        writer = _Writer(self._begin(check_image_id(image_id), size), expected)
+        writer = _Writer(self._begin(check_image_id(image_id), size), _expected(checksum))
         try:
             if not writer.caches:
                 return False
@@ -280,9 +312,10 @@ class _Writer:
     reader: they are logged, and the image is given up. Without a *transaction* it only
     verifies."""
 
-    def __init__(self, transaction: Transaction | None, expected: Digest | None) -> None:
+    def __init__(self, transaction: Transaction | None, expected: Digest | str | None) -> None:
         self._transaction = transaction
-        self._hasher = Hasher(expected, "md5")
+        self._malformed = expected if isinstance(expected, str) else None
+        self._hasher = Hasher(expected if isinstance(expected, Digest) else None, "md5")
 
     @property
     def caches(self) -> bool:
@@ -304,6 +337,8 @@ class _Writer:
         where they are not what was promised."""
         try:
             digest = self._hasher.finish()
+            if self._malformed is not None:
+                raise ChecksumError(f"checksum is {digest}, expected {self._malformed!r}")
         except ChecksumError as error:
             self._reject(error)
             raise
@@ -336,11 +371,14 @@ class _Writer:
                 self.give_up(trouble)
 
 
-def _mapping(entry: Entry) -> dict[str, object]:
-    keys = ("image_id", "size", "hits", "last_accessed", "last_modified")
-    is_md5 = entry.checksum is not None and ":" not in entry.checksum
-    checksum = entry.checksum if is_md5 else None
-    return {key: getattr(entry, key) for key in keys} | {"checksum": checksum}
+def _expected(checksum: str | None) -> Digest | str | None:
+    """The digest of *checksum*; a text that is none is one that no bytes have, as in Glance."""
+    if not checksum:
+        return None
+    try:
+        return Digest.parse(checksum)
+    except InvalidValueError:
+        return checksum
 
 
 def _length(file: BinaryIO) -> int:

@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 
 class Layout:
-    """The paths of one cache directory. Making one touches nothing; :meth:`create` does."""
+    """The paths of one cache directory. Making one touches nothing; the directories are made by
+    :func:`cachefs.cache.claim.claim`."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -28,21 +29,28 @@ class Layout:
         self.maps_dir = self.private_dir / "maps"
         self.priorities_dir = self.private_dir / "priorities"
         self.scratch_dir = self.private_dir / "scratch"
+        self.beside_dir = self.private_dir / "beside"
+        self.beside_maps_dir = self.private_dir / "beside-maps"
+        self.aside_dir = self.private_dir / "aside"
         self.lock_file = self.private_dir / "lock"
 
-    def create(self) -> None:
-        """Make the directories that are missing; others may do so at the same time."""
-        for directory in (
-            self.incomplete_dir,
-            self.invalid_dir,
-            self.queue_dir,
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Every directory of the cache, each after the one that it is in; ``.cachefs`` first."""
+        return (
+            self.private_dir,
             self.failed_dir,
             self.held_dir,
             self.maps_dir,
             self.priorities_dir,
             self.scratch_dir,
-        ):
-            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self.beside_dir,
+            self.beside_maps_dir,
+            self.aside_dir,
+            self.incomplete_dir,
+            self.invalid_dir,
+            self.queue_dir,
+        )
 
     def image(self, image_id: str) -> Path:
         """The published image."""
@@ -67,6 +75,14 @@ class Layout:
     def map(self, image_id: str) -> Path:
         """The durable map of an incomplete image; see :mod:`cachefs.cache.partial`."""
         return self.maps_dir / image_id
+
+    def beside(self, image_id: str) -> Path:
+        """The image while it is being written, where another writer has :meth:`incomplete`."""
+        return self.beside_dir / image_id
+
+    def beside_map(self, image_id: str) -> Path:
+        """The map of :meth:`beside`."""
+        return self.beside_maps_dir / image_id
 
     def priority(self, image_id: str) -> Path:
         """The priority of a queued image, where it is not 0: a number in ASCII."""

@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from cachefs.cache.trust import open_lock, open_trusted
+
 
 class DirectoryLock:
     """A reentrant lock over threads and processes; a context manager. Waits without a limit."""
 
     def __init__(self, path: Path) -> None:
         self._threads = threading.RLock()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = open_lock(path)
         self._depth = 0
 
     def __enter__(self) -> None:
@@ -95,13 +97,12 @@ def is_held(path: Path) -> bool:
 
 def open_shared(path: Path) -> int:
     """Open a file for reading and share it; O_NOATIME where we may, since the xattr driver keeps
-    its order in the atime. Raises BlockingIOError where a writer owns it, OSError as open(2); never
-    waits, as it would for the writer of a FIFO."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    its order in the atime. Raises BlockingIOError where a writer owns it, OSError as
+    :func:`cachefs.cache.trust.open_trusted`."""
     try:
-        fd = os.open(path, flags | os.O_NOATIME)
+        fd = open_trusted(path, os.O_RDONLY | os.O_NOATIME)
     except PermissionError:  # O_NOATIME is the owner's, see open(2)
-        fd = os.open(path, flags)
+        fd = open_trusted(path, os.O_RDONLY)
     try:
         share(fd)
     except BaseException:

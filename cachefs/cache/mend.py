@@ -5,9 +5,10 @@ holds the directory's lock, so that what looks unfinished is nobody's work."""
 
 import logging
 import time
+from pathlib import Path
 
 from cachefs.cache.layout import Layout, files_in
-from cachefs.cache.lock import is_held
+from cachefs.cache.lease import is_being_written
 from cachefs.cache.queue import Failures, Queue
 from cachefs.drivers import Driver
 
@@ -25,13 +26,18 @@ def reconcile(layout: Layout, driver: Driver, queue: Queue, failures: Failures) 
     _mend_incomplete(layout)
     for name, status in list(files_in(layout.scratch_dir)):
         if status.st_mtime < time.time() - SCRATCH_AGE:
-            (layout.scratch_dir / name).unlink(missing_ok=True)
-    for image_id in queue.ids():
-        if driver.get(image_id) is not None:
-            queue.discard(image_id)
-    for image_id in failures.ids():
-        if driver.get(image_id) is not None:
-            failures.discard(image_id)
+            _remove(layout.scratch_dir / name)
+    for wanted in (queue, failures):
+        for image_id in wanted.ids():
+            if driver.get(image_id) is not None:
+                _discard(wanted, image_id)
+
+
+def _discard(wanted: Queue | Failures, image_id: str) -> None:
+    try:
+        wanted.discard(image_id)
+    except OSError as error:
+        log.error("what was queued or failed as %r stays: %s", image_id, error)
 
 
 def _mend_incomplete(layout: Layout) -> None:
@@ -40,14 +46,33 @@ def _mend_incomplete(layout: Layout) -> None:
     maps = {name for name, _ in files_in(layout.maps_dir)}
     partial = {name for name, _ in files_in(layout.incomplete_dir)}
     for name in partial - maps:
-        path = layout.incomplete(name)
-        if is_held(path):
-            continue
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            log.error("cannot remove %s: %s", path, error)
-        else:
-            log.info("removed %r, left half written by a writer that is gone", name)
+        _remove_abandoned(layout.incomplete(name))
     for name in maps - partial:
-        layout.map(name).unlink(missing_ok=True)
+        _remove(layout.map(name))
+    for name, status in list(files_in(layout.beside_dir)):
+        if status.st_nlink == 1:  # else a reader's, who is to read on through the next worker
+            _remove_abandoned(layout.beside(name))
+    beside = {name for name, _ in files_in(layout.beside_dir)}
+    for name in {name for name, _ in files_in(layout.beside_maps_dir)} - beside:
+        _remove(layout.beside_map(name))
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the file unless a process is writing it."""
+    try:
+        if is_being_written(path):
+            return
+    except OSError as error:  # another user's, say: not ours to judge
+        log.warning("cannot tell whether %s is being written: %s", path, error)
+        return
+    if _remove(path):
+        log.info("removed %s, left half written by a writer that is gone", path)
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("cannot remove %s: %s", path, error)
+        return False
+    return True

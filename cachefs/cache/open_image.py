@@ -11,8 +11,9 @@ from cachefs.cache.layout import Layout
 from cachefs.cache.lock import free, open_shared, share
 from cachefs.drivers import Driver, Entry, QuickDriver, file_id
 
-_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN})
-"""Errnos of an open that finds no image: no file, a symbolic link, or an evictor that holds it."""
+_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN, errno.EPERM, errno.ENXIO})
+"""Errnos of an open that finds no image: no file, a symbolic link, an evictor that holds it, what
+is no plain file or of a user who is not trusted, a socket."""
 
 
 @dataclass(frozen=True, slots=True)

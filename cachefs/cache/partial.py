@@ -12,6 +12,7 @@ INVARIANT: after a crash only chunks whose bytes are whole are believed. A ``1``
 as the machine has not been started again, which the boot ID in the first page tells
 (``random(4)``)."""
 
+import contextlib
 import json
 import os
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from cachefs.cache.layout import sync_directory
+from cachefs.cache.trust import open_trusted, remove
 
 CHUNK = 2**20
 """Bytes per chunk: about what one connection delivers in a millisecond on a fast network, and in a
@@ -65,8 +67,7 @@ class PartialMap:
         """A map with nothing in it, durable before it returns. Raises ValueError where the
         version's tag is too long for a map to hold, before anything is touched."""
         header = _header(version)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags, 0o640)
+        fd = _create(path)
         try:
             states = bytearray(_chunks(version.size))
             os.pwrite(fd, header, 0)
@@ -82,7 +83,7 @@ class PartialMap:
     def open(cls, path: Path) -> Self | None:
         """The map at *path*, or None where there is none or it cannot be believed."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_trusted(path, os.O_RDWR, alone=True)
         except OSError:  # what cannot be read is fetched again
             return None
         try:
@@ -143,7 +144,16 @@ class PartialMap:
     def remove(self) -> None:
         """Close and remove the map."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
+
+
+def _create(path: Path) -> int:
+    """A new file at *path*, never one that was there: who knows what else it is."""
+    for _ in range(2):
+        with contextlib.suppress(FileExistsError):
+            return open_trusted(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        remove(path)
+    return open_trusted(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def _chunks(size: int) -> int:

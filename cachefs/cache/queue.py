@@ -6,12 +6,22 @@ of ours, with the rejected bytes, if there were any, in ``invalid/ID``."""
 import contextlib
 import json
 import os
+import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import cast
 
 from cachefs.cache.layout import Layout, files_in
+from cachefs.cache.trust import read_trusted, remove
 from cachefs.errors import InvalidImageIDError
 from cachefs.image import check_image_id
+
+LARGEST_RECORD = 2**20
+"""Bytes of a failure's record; what we write is far smaller."""
+
+GLANCE_ERROR = "user.error"
+"""Where ``glance.image_cache.drivers.xattr`` writes why an image is invalid, on its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +44,13 @@ class Queue:
         self._last_ns = 0
 
     def __contains__(self, image_id: str) -> bool:
-        return self._layout.queued(image_id).exists()
+        return self.since(image_id) is not None
 
     def add(self, image_id: str) -> bool:
         """Put the image at the end of the queue; False where it is queued already."""
-        path = self._layout.queued(image_id)
-        if path.exists():
+        if image_id in self:
             return False
+        path = self._layout.queued(image_id)
         # It gets its name with its place: a process that lists the queue would see the time of its
         # creation first, which is the last tick of a clock, and so may be before its predecessor's.
         with self._layout.replacing(path) as file:
@@ -55,18 +65,18 @@ class Queue:
             content = str(priority).encode()
             self._layout.write_atomically(self._layout.priority(image_id), content)
         else:
-            self._layout.priority(image_id).unlink(missing_ok=True)
+            remove(self._layout.priority(image_id))
 
     def priority(self, image_id: str) -> int:
         """The priority of a queued image."""
         try:
-            return int(self._layout.priority(image_id).read_bytes())
-        except (FileNotFoundError, ValueError):
+            return int(read_trusted(self._layout.priority(image_id), 32))
+        except (OSError, ValueError):  # none, or what cannot be ours
             return 0
 
     def discard(self, image_id: str) -> bool:
         """Take the image out of the queue; False where it was not in it."""
-        self._layout.priority(image_id).unlink(missing_ok=True)
+        remove(self._layout.priority(image_id))
         try:
             self._layout.queued(image_id).unlink()
         except FileNotFoundError:
@@ -76,9 +86,10 @@ class Queue:
     def since(self, image_id: str) -> float | None:
         """When the image was queued, in seconds since the epoch; None where it is not queued."""
         try:
-            return self._layout.queued(image_id).stat().st_mtime
+            status = self._layout.queued(image_id).lstat()
         except FileNotFoundError:
             return None
+        return status.st_mtime if stat.S_ISREG(status.st_mode) else None
 
     def ids(self) -> list[str]:
         """The queued IDs, higher priority first, then in queue order. Files that can be no image
@@ -108,18 +119,21 @@ class Failures:
         """The failure of an image, or None. Bytes in ``invalid/`` without a record of ours,
         Glance's for one, count as a failure whose reason nobody wrote down."""
         try:
-            members = json.loads(self._layout.failed(image_id).read_bytes())
+            members = json.loads(read_trusted(self._layout.failed(image_id), LARGEST_RECORD))
             # Other members than ours are another version's.
-            return Failure(**{name: members[name] for name in Failure.__slots__ if name in members})
-        except FileNotFoundError:
+            ours = {name: members[name] for name in Failure.__slots__ if name in members}
+            return _checked(Failure(**ours))
+        except OSError:  # none, or what cannot be ours
             pass
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return Failure(image_id, "the record of this failure is damaged", 0.0)
         try:
-            status = self._layout.invalid(image_id).stat()
+            status = self._layout.invalid(image_id).lstat()
         except FileNotFoundError:
             return None
-        error = "failed verification"
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        error = _glance_error(self._layout.invalid(image_id)) or "failed verification"
         return Failure(image_id, error, status.st_mtime, status.st_size)
 
     def discard(self, image_id: str) -> bool:
@@ -139,3 +153,21 @@ class Failures:
                 with contextlib.suppress(InvalidImageIDError):
                     names.add(check_image_id(name))
         return sorted(names)
+
+
+def _checked(failure: Failure) -> Failure:
+    """*failure*, read from a file, if each member has its type; else raises TypeError."""
+    for each in fields(failure):
+        if not isinstance(getattr(failure, each.name), cast("type", each.type)):
+            raise TypeError(f"{each.name} is no {each.type}")
+    return failure
+
+
+def _glance_error(path: Path) -> str | None:
+    """What Glance has written down on a file in ``invalid/``, on one line; None where it has
+    not."""
+    try:
+        text = os.getxattr(path, GLANCE_ERROR, follow_symlinks=False).decode(errors="replace")
+    except OSError:
+        return None
+    return " ".join(text.split()) or None

@@ -7,6 +7,7 @@ of them. What an event loop may call is :attr:`Store.quick` (:mod:`cachefs.cache
 Several processes may use one directory. What is reserved, held open, queued or failed is on the
 disk (file lengths, file locks, files), not in memory."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,8 +17,11 @@ from pathlib import Path
 
 from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
 from cachefs.cache.checking import Checker
+from cachefs.cache.claim import claim
+from cachefs.cache.foreign_hits import take_over_hits
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
-from cachefs.cache.lock import DirectoryLock, is_held, owned, share
+from cachefs.cache.lease import is_being_written
+from cachefs.cache.lock import DirectoryLock, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
@@ -30,7 +34,8 @@ from cachefs.cache.transaction import (
     new_map,
     open_incomplete,
 )
-from cachefs.drivers import Driver, Entry, Totals, open_driver
+from cachefs.cache.trust import is_other_kind, remove, what_stands_at
+from cachefs.drivers import Driver, Entry, GlanceRecord, Totals, open_driver
 from cachefs.errors import (
     CacheFSError,
     ImageBusyError,
@@ -51,7 +56,9 @@ ahead, so that all writers together leave most of it to others."""
 class Store:
     """The cache in *cache_dir*, made if it is missing, reconciled before anything else.
 
-    Raises DriverError when no driver works there, OSError when the directory cannot be made.
+    Raises CacheDirectoryError for a directory that is no cache and may not become one (see
+    :mod:`cachefs.cache.claim`; *adopt* takes any), DriverError when no driver works there, OSError
+    when the directory cannot be made.
     """
 
     def __init__(
@@ -60,10 +67,11 @@ class Store:
         limits: Limits,
         *,
         driver: str = "sqlite",
+        adopt: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._layout = Layout(cache_dir)
-        self._layout.create()
+        claim(self._layout, adopt=adopt)
         self._limits = limits
         self._queue = Queue(self._layout)
         self._failures = Failures(self._layout)
@@ -89,6 +97,7 @@ class Store:
                 )
                 try:
                     reconcile(self._layout, self._driver, self._queue, self._failures)
+                    take_over_hits(self._layout, self._driver)
                 except BaseException:
                     self._driver.close()
                     raise
@@ -165,6 +174,10 @@ class Store:
         """The records of all cached images, by ID."""
         return self._driver.entries()
 
+    def glance_records(self) -> list[GlanceRecord]:
+        """What Glance records of each cached image, by ID."""
+        return self._driver.glance_records()
+
     def pinned(self) -> list[Entry]:
         """The records of the pinned images, by ID."""
         return list(self._driver.pinned())
@@ -185,7 +198,7 @@ class Store:
 
     def is_being_written(self, image_id: str) -> bool:
         """Whether a living writer, in any process, is caching the image."""
-        return is_held(self._layout.incomplete(image_id))
+        return is_being_written(self._layout.incomplete(image_id))
 
     def incomplete(self) -> Iterator[tuple[str, os.stat_result]]:
         """The images being written by any process, with their files' stat."""
@@ -225,35 +238,62 @@ class Store:
     # Writing
 
     def begin(
-        self, image_id: str, size: int | None = None, version: Version | None = None
+        self,
+        image_id: str,
+        size: int | None = None,
+        version: Version | None = None,
+        *,
+        beside: bool = False,
+        although_cached: bool = False,
     ) -> Transaction:
         """Start caching an image of *size* bytes, or of a size nobody knows yet.
 
         With *version* the transaction has a map, and goes on where an earlier one of surely the
         same version left off. Room is made and reserved first, evicting as needed. Raises
-        ImageExistsError when it is cached, ImageBusyError while another writer lives, NoRoomError
-        when it cannot fit: then nothing was evicted for it."""
+        ImageExistsError when it is cached (unless *although_cached*), ImageBusyError while another
+        writer lives, NoRoomError when it cannot fit: then nothing was evicted for it.
+
+        With *beside* another writer, a Glance say, is none of our business: it goes on, and so do
+        we, in a file of our own. Which of the two publishes first has cached the image."""
         check_image_id(image_id)
         self._checker.settle(image_id)
+        ordinary = self._layout.incomplete(image_id), self._layout.map(image_id)
+        aside = self._layout.beside(image_id), self._layout.beside_map(image_id)
         with self._lock:
-            if self._checker.mend(image_id) is not None:
+            if self._checker.mend(image_id) is not None and not although_cached:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
-            path, map_path = self._layout.incomplete(image_id), self._layout.map(image_id)
-            earlier = abandoned_map(path, map_path, version) if version else None
+            if beside and aside[0].exists():  # an earlier worker's, for readers that are still here
+                with contextlib.suppress(ImageBusyError):
+                    return self._start(*aside, size, version)
             try:
-                fd = open_incomplete(path, map_path, keep=earlier is not None)
-            except BaseException:
-                if earlier is not None:
-                    earlier.close()
-                raise
-            transaction = Transaction(self, path, fd, size, earlier)
-            try:
-                transaction.reserve(size or 0)
-                if version is not None and earlier is None:
-                    transaction.partial = new_map(map_path, version)
-            except BaseException:
-                transaction.abort()
-                raise
+                return self._start(*ordinary, size, version)
+            except ImageBusyError:
+                if not beside:
+                    raise
+            except OSError as error:
+                if not is_other_kind(error):
+                    raise
+                log.warning("%s cannot be written, writing beside it: %s", ordinary[0], error)
+            return self._start(*aside, size, version)
+
+    def _start(
+        self, path: Path, map_path: Path, size: int | None, version: Version | None
+    ) -> Transaction:
+        earlier = abandoned_map(path, map_path, version) if version else None
+        try:
+            fd = open_incomplete(path, map_path, keep=earlier is not None)
+        except BaseException:
+            if earlier is not None:
+                earlier.close()
+            raise
+        transaction = Transaction(self, path, fd, size, earlier)
+        try:
+            transaction.reserve(size or 0)
+            if version is not None and earlier is None:
+                transaction.partial = new_map(map_path, version)
+        except BaseException:
+            transaction.abort()
+            raise
         return transaction
 
     def abandoned(self) -> list[str]:
@@ -284,10 +324,25 @@ class Store:
 
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record a synced, verified file and rename it into place; for transactions only. The
-        file's owner shares it from here on."""
+        file's owner shares it from here on.
+
+        Where another writer was faster, its publication stays, and is the answer. Where something
+        stands in the image's place that is not the cache's, that stays, too: the image is not
+        cached, and the reason is written down."""
         with self._lock:
-            if not is_at(fd, path):
+            other = self._checker.mend(entry.image_id)
+            if other is not None:
+                if is_at(fd, path):
+                    path.unlink()
+                self._forget_wanted(entry.image_id)
+                return other
+            if not is_at(fd, path) or os.fstat(fd).st_size != entry.size:
                 raise _taken_away(path.name)
+            obstacle = what_stands_at(self._layout.image(entry.image_id))
+            if obstacle is not None:
+                path.unlink()
+                self.fail(entry.image_id, CacheFSError(obstacle), source=entry.source)
+                return entry
             entry = self._driver.put(entry, path)
             share(fd)
             try:
@@ -295,8 +350,7 @@ class Store:
             except OSError:
                 self._driver.remove(entry.image_id)
                 raise
-            self._queue.discard(entry.image_id)
-            self._failures.discard(entry.image_id)
+            self._forget_wanted(entry.image_id)
         sync_directory(self._layout.base)
         return entry
 
@@ -305,7 +359,12 @@ class Store:
         reason cannot be written down it is logged: the bytes are a failure by themselves."""
         with self._lock:
             size = path.stat().st_size
-            path.rename(self._layout.invalid(path.name))
+            try:
+                path.rename(self._layout.invalid(path.name))
+            except OSError as trouble:  # a directory there, an immutable file
+                log.error("cannot move %s to %s: %s", path, self._layout.invalid_dir, trouble)
+                path.unlink()
+                size = 0
             try:
                 self.fail(path.name, error, source=source, size=size)
             except OSError as trouble:
@@ -411,23 +470,30 @@ class Store:
     def clean(self, stall_time: float) -> tuple[int, int]:
         """Remove all failures with their bytes, and what :meth:`clean_stalled` does. Returns the
         numbers (invalid, stalled) removed."""
+        invalid = 0
         with self._lock:
-            invalid = [
-                image_id for image_id in self._failures.ids() if self._failures.discard(image_id)
-            ]
-        return len(invalid), self.clean_stalled(stall_time)
+            for image_id in self._failures.ids():
+                try:
+                    invalid += self._failures.discard(image_id)
+                except OSError as error:
+                    log.error("cannot remove the invalid image %r: %s", image_id, error)
+        return invalid, self.clean_stalled(stall_time)
 
     def clean_stalled(self, stall_time: float) -> int:
         """Remove incomplete files that nobody writes and nobody has written for *stall_time*
         seconds."""
         stalled = 0
         with self._lock:
-            for name, status in list(files_in(self._layout.incomplete_dir)):
-                if status.st_mtime <= self._clock() - stall_time and not self.is_being_written(
-                    name
-                ):
-                    self._drop_partial(name)
-                    stalled += 1
+            for path, map_path in list(self._partial()):
+                try:
+                    old = path.lstat().st_mtime <= self._clock() - stall_time
+                    if old and not is_being_written(path):
+                        _drop_partial(path, map_path)
+                        stalled += 1
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    log.error("cannot remove %s: %s", path, error)
         return stalled
 
     # Inside the lock
@@ -482,7 +548,9 @@ class Store:
                 with owned(candidate.path):
                     self._remove(candidate.entry)
             elif candidate.path.parent == self._layout.incomplete_dir:
-                self._drop_partial(name)
+                _drop_partial(candidate.path, self._layout.map(name))
+            elif candidate.path.parent == self._layout.beside_dir:
+                _drop_partial(candidate.path, self._layout.beside_map(name))
             else:
                 candidate.path.unlink(missing_ok=True)
         except BlockingIOError:
@@ -492,9 +560,21 @@ class Store:
             return False
         return True
 
-    def _drop_partial(self, image_id: str) -> None:
-        self._layout.map(image_id).unlink(missing_ok=True)
-        self._layout.incomplete(image_id).unlink(missing_ok=True)
+    def _partial(self) -> Iterator[tuple[Path, Path]]:
+        """Every file that is or was being written, with the place of its map."""
+        for name, _ in files_in(self._layout.incomplete_dir):
+            yield self._layout.incomplete(name), self._layout.map(name)
+        for name, _ in files_in(self._layout.beside_dir):
+            yield self._layout.beside(name), self._layout.beside_map(name)
+
+    def _forget_wanted(self, image_id: str) -> None:
+        """The image is cached, so it is neither queued nor invalid. What cannot be removed is
+        logged: it harms nothing that is cached."""
+        for discard in (self._queue.discard, self._failures.discard):
+            try:
+                discard(image_id)
+            except OSError as error:
+                log.error("what was queued or failed as %r stays: %s", image_id, error)
 
     def _remove(self, entry: Entry) -> None:
         """Record gone first, then the file: a crash between leaves a file that is adopted again."""
@@ -514,6 +594,11 @@ class Store:
     def _tell(self, entry: Entry) -> None:
         for listener in self._evicted:
             listener(entry)
+
+
+def _drop_partial(path: Path, map_path: Path) -> None:
+    remove(map_path)
+    path.unlink(missing_ok=True)
 
 
 def _taken_away(image_id: str) -> ImageBusyError:

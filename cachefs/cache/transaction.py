@@ -25,8 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import own
 from cachefs.cache.partial import PartialMap, Version
+from cachefs.cache.trust import FLAGS, open_trusted, remove
 from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
@@ -106,6 +108,7 @@ class Transaction:
             raise NoRoomError(
                 f"image {self.image_id!r} is longer than the {self.size} bytes promised"
             )
+        self._check_length()
         if end > self._reserved:
             # Never more ahead than is there already, so that a small image takes little.
             self._reserved = self._owner.reserve(self.path, self.fd, end, ahead=min(end, GROWTH))
@@ -135,6 +138,7 @@ class Transaction:
             raise SourceError(
                 f"image {self.image_id!r} ended after {self._written} of {size} bytes"
             )
+        self._check_length()
         if self.size is None:
             os.ftruncate(self.fd, size)
         os.fsync(self.fd)
@@ -183,6 +187,14 @@ class Transaction:
         self._remove_map()
         self._close()
 
+    def _check_length(self) -> None:
+        """Raise ImageBusyError where another program, a Glance say, has opened our file for writing
+        and so emptied it: its length was the reservation."""
+        if os.fstat(self.fd).st_size < self._reserved:
+            raise ImageBusyError(
+                f"image {self.image_id!r} was emptied by another program while it was written"
+            )
+
     def _remove_map(self) -> None:
         if self.partial is not None:
             self.partial.remove()
@@ -229,31 +241,49 @@ def checksum_text(digest: Digest | None) -> str | None:
 
 
 def open_incomplete(path: Path, map_path: Path, *, keep: bool = False) -> int:
-    """Open and lock ``incomplete/ID``; the descriptor. Raises ImageBusyError while a writer lives.
+    """Open and lock ``incomplete/ID``; the descriptor. Raises ImageBusyError while a writer lives,
+    OSError where something else than a file of ours stands there.
 
-    A file whose writer is gone must not block its image: it is replaced by a new and empty one,
-    never emptied, since a thread of its writer may be left; or it is taken over where *keep* says
-    so.
+    A file whose writer is gone must not block its image: it is replaced by a new one, never
+    emptied, since a thread of its writer may be left; or it is taken over where *keep* says so.
+    Nothing else that is there is ever written to: it may be another program's, of this moment.
 
     INVARIANT: a map never outlives the bytes it speaks of; it goes before they do."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640)
+            _own(fd, path)
+            remove(map_path)  # of bytes that another program has removed
+            return fd
+        if is_being_written(path):
+            raise _busy(path)
         try:
-            own(fd)
+            fd = open_trusted(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        _own(fd, path)
+        if keep and is_at(fd, path):
+            return fd
+        try:
             if is_at(fd, path):  # else its last writer ended between our open and our lock
-                if keep:
-                    return fd
-                map_path.unlink(missing_ok=True)
-                if os.fstat(fd).st_size == 0:
-                    return fd
+                remove(map_path)
                 path.unlink()
-        except BlockingIOError:
+        finally:
             os.close(fd)
-            raise ImageBusyError(f"image {path.name!r} is being cached already") from None
-        except BaseException:
-            os.close(fd)
-            raise
+
+
+def _own(fd: int, path: Path) -> None:
+    try:
+        own(fd)
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, BlockingIOError):
+            raise _busy(path) from None
+        raise
+
+
+def _busy(path: Path) -> ImageBusyError:
+    return ImageBusyError(f"image {path.name!r} is being cached already")
 
 
 def abandoned_map(path: Path, map_path: Path, version: Version) -> PartialMap | None:

@@ -1,6 +1,6 @@
 """Indexes of the cached images: the contract, and how a driver is chosen by name."""
 
-from cachefs.drivers.base import Driver, Entry, QuickDriver, Totals, file_id
+from cachefs.drivers.base import Driver, Entry, GlanceRecord, QuickDriver, Totals, file_id
 from cachefs.drivers.registry import DEFAULT, DRIVERS, open_driver
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "DRIVERS",
     "Driver",
     "Entry",
+    "GlanceRecord",
     "QuickDriver",
     "Totals",
     "file_id",

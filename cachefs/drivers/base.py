@@ -80,6 +80,24 @@ class QuickDriver(Protocol):
         """Whether :meth:`Driver.tidy` is due."""
 
 
+GlanceRecord = tuple[str, int, int, float, float, str | None]
+"""``image_id size hits last_accessed last_modified checksum``, as
+``glance.image_cache.ImageCache.get_cached_images`` has them."""
+
+
+def glance_record(entry: Entry) -> GlanceRecord:
+    """The part of *entry* that Glance knows."""
+    is_md5 = entry.checksum is not None and ":" not in entry.checksum
+    return (
+        entry.image_id,
+        entry.size,
+        entry.hits,
+        entry.last_accessed,
+        entry.last_modified,
+        entry.checksum if is_md5 else None,
+    )
+
+
 class Driver(Protocol):
     """An index of cached images.
 
@@ -150,6 +168,10 @@ class Driver(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """All entries, by ID."""
+
+    def glance_records(self) -> list[GlanceRecord]:
+        """What Glance records of each image, by ID; for listings of all, which cost by the image.
+        The checksum is MD5 hex, None where ours is another."""
 
     def entries_after(self, inode: int, limit: int) -> list[Entry]:
         """At most *limit* entries with inode numbers above *inode*, in that order: a page of a

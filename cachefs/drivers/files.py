@@ -14,12 +14,22 @@ from cachefs.image import check_image_id
 GLANCE_LOCK = "image_cache_db_init"
 """The lock file that oslo.concurrency leaves among the images under Glance's sqlite driver."""
 
+GLANCE_PROBE = "checkme"
+"""The file of 3 bytes by which Glance's xattr driver tries attributes at its start; left behind
+where that was killed, or there are none (``glance/image_cache/drivers/xattr.py``)."""
+
+
+def is_trusted(user: int) -> bool:
+    """Whether the files of this user ID are believed: root's, and those of who runs this."""
+    return user in (0, os.geteuid())
+
 
 def find_image(cache_dir: Path, name: str) -> os.stat_result | None:
     """The inode of the image file *name*, or None where there is no file or it is not an image.
 
-    An image is a regular file directly in the cache directory whose name can be an ID. Glance's
-    lock file is told from an image of that name by being empty.
+    An image is a regular file directly in the cache directory whose name can be an ID, and of a
+    trusted owner. Glance's lock file is told from an image of that name by being empty, and the
+    probe of its start by having 3 bytes at most.
     """
     try:
         check_image_id(name)
@@ -34,7 +44,9 @@ def find_checked(cache_dir: Path, image_id: str) -> os.stat_result | None:
         found = os.lstat(f"{cache_dir}/{image_id}")
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(found.st_mode) or (image_id == GLANCE_LOCK and not found.st_size):
+    if not stat.S_ISREG(found.st_mode) or not is_trusted(found.st_uid):
+        return None
+    if found.st_size <= _SMALL.get(image_id, -1):
         return None
     return found
 
@@ -46,3 +58,7 @@ def scan_images(cache_dir: Path) -> Iterator[tuple[str, os.stat_result]]:
             found = find_image(cache_dir, item.name)
             if found is not None:
                 yield item.name, found
+
+
+_SMALL = {GLANCE_LOCK: 0, GLANCE_PROBE: 3}
+"""Glance's own files, and how large they are at most."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from cachefs.drivers import place
-from cachefs.drivers.base import Entry, Totals, file_id, size_in
+from cachefs.drivers.base import Entry, GlanceRecord, Totals, file_id, size_in
 from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.private import private_dir
@@ -119,6 +119,11 @@ FROM cachefs_images AS o JOIN cached_images AS g USING (image_id)
 """
 RESIZE = "UPDATE cached_images SET size = ? WHERE image_id = ?"
 HIT = "UPDATE cached_images SET hits = hits + ?, last_accessed = ? WHERE image_id = ?"
+
+GLANCE_RECORDS = """
+SELECT image_id, size, hits, last_accessed, last_modified, checksum FROM cached_images
+ORDER BY image_id
+"""
 
 BARE_MD5 = re.compile(r"[0-9a-f]{32}\Z")
 
@@ -398,6 +403,11 @@ class SqliteDriver:
         while page := self._page(after):
             yield from page
             after = page[-1].image_id
+
+    def glance_records(self) -> list[GlanceRecord]:
+        """As the contract says: Glance's own table, in one statement."""
+        rows: list[Any] = self._asked(lambda index: index.rows(GLANCE_RECORDS))
+        return rows
 
     def entries_after(self, inode: int, limit: int) -> list[Entry]:
         """As the contract says."""

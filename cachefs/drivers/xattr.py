@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cachefs.drivers import attributes
-from cachefs.drivers.base import Entry, Totals
+from cachefs.drivers.base import Entry, GlanceRecord, Totals, glance_record
 from cachefs.drivers.files import find_checked, find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.private import private_dir
@@ -327,6 +327,10 @@ class XattrDriver:
         while rows := self._rows(page, after, PAGE):
             yield from self._existing(rows)
             after = rows[-1][0]
+
+    def glance_records(self) -> list[GlanceRecord]:
+        """As the contract says."""
+        return [glance_record(entry) for entry in self.entries()]
 
     def entries_after(self, inode: int, limit: int) -> list[Entry]:
         """As the contract says."""

@@ -35,6 +35,7 @@ from cachefs.errors import (
     NoRoomError,
     SourceError,
 )
+from cachefs.fetcher.beside import despite_others
 from cachefs.fetcher.concurrency import gather, without_traceback
 from cachefs.fetcher.retry import is_passing
 from cachefs.fetcher.traffic import Traffic
@@ -102,7 +103,9 @@ class Flight:
         self._store = store
         self._settings = settings
         self._traffic = traffic
-        self._transfer = Transfer(source, image, settings, traffic, lambda: self._readers > 0)
+        self._source = source
+        self._given_up: list[int] = []
+        self._transfer = self._new_transfer()
         self._hashing = trio.CapacityLimiter(1)
         self._cancel = trio.CancelScope()
         self._why_cancelled: CacheFSError | None = None
@@ -191,7 +194,12 @@ class Flight:
             with self._cancel:
                 if after is not None:
                     await after.wait()
-                entry = await self._run()
+                entry = await despite_others(
+                    self._run,
+                    is_read=lambda: self._readers > 0,
+                    has_begun=self.begun.is_set,
+                    start_over=self._start_over,
+                )
         except CacheFSError as error:
             await self._fail(error)
         except OSError as error:
@@ -237,7 +245,28 @@ class Flight:
         if self._transfer.ranges:  # a stream can only start over
             digest = str(image.digest) if image.digest else None
             version = Version(image.size, _tag(image), digest)
-        return self._store.begin(image.image_id, image.size, version)
+        return self._store.begin(
+            image.image_id,
+            image.size,
+            version,
+            beside=self._readers > 0,  # one number: see the documents' "who owns which state"
+            although_cached=self.begun.is_set(),
+        )
+
+    def _start_over(self) -> None:
+        """Another program has our file: fetch into another one. Readers may be reading from the old
+        one at this moment, so it stays open."""
+        if self.fd >= 0:
+            self._given_up.append(self.fd)
+            self.fd = -1
+        before, self._transfer = self._transfer, self._new_transfer()
+        self._become(FlightState.STARTING)
+        before.changed.unpark_all()
+
+    def _new_transfer(self) -> Transfer:
+        return Transfer(
+            self._source, self.image, self._settings, self._traffic, lambda: self._readers > 0
+        )
 
     async def _fetch(self, transaction: Transaction) -> Entry:
         assert transaction.partial is not None
@@ -315,9 +344,11 @@ class Flight:
         self._ahead = ahead
 
     def _close_if_unused(self) -> None:
-        if self.finished.is_set() and self._readers == 0 and self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self.finished.is_set() and self._readers == 0:
+            for fd in (*self._given_up, self.fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._given_up, self.fd = [], -1
 
 
 async def note_failure(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 from cachefs.cache import PartialMap, begin_writeback
+from cachefs.errors import ImageBusyError
 
 
 class Sink:
@@ -20,6 +21,7 @@ class Sink:
 
     def __init__(self, fd: int, partial: PartialMap) -> None:
         self._fd = fd
+        self._length = os.fstat(fd).st_size
         self._partial = partial
         self._changed = threading.Condition()
         self._open = True
@@ -28,9 +30,12 @@ class Sink:
     def write(self, data: bytes | memoryview, offset: int, *, to_disk: bool = False) -> bool:
         """Write all of *data* at *offset* bytes; with *to_disk* have it written back at once,
         without waiting for that. False, and nothing is done, once shut. Raises OSError as
-        write(2)."""
+        write(2), ImageBusyError where the file is shorter than at first, as another program makes
+        it that opens it for writing: what was written before is lost."""
         view, position = memoryview(data), offset
         with self._enter() as may:
+            if may and os.fstat(self._fd).st_size < self._length:
+                raise ImageBusyError("another program has emptied the incomplete file")
             while view and may:
                 count = os.pwrite(self._fd, view, position)
                 view, position = view[count:], position + count

@@ -11,6 +11,7 @@ from pathlib import Path
 from cachefs.errors import InvalidValueError, MountError
 from cachefs.kernel import device as fuse_device
 from cachefs.kernel import mountinfo, mounting
+from cachefs.mount.places import check_places
 from cachefs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,7 @@ def check(settings: Settings) -> None:
         raise MountError("there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)")
     group_id(settings)
     _check_mountpoint(settings.mountpoint)
-    inside = settings.cache_dir.resolve()
-    if settings.mountpoint.resolve() in (inside, *inside.parents):
-        raise MountError(f"the cache directory {inside} lies below the mountpoint")
+    check_places(settings)
 
 
 def group_id(settings: Settings) -> int | None:

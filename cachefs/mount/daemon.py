@@ -39,7 +39,9 @@ async def serve(
     settings, info = running.current, attachment.info
     source = open_source(settings.source, settings.fallbacks, timeout=settings.timeout)
     store = await trio.to_thread.run_sync(
-        lambda: Store(settings.cache_dir, limits_of(settings), driver=settings.driver)
+        lambda: Store(
+            settings.cache_dir, limits_of(settings), driver=settings.driver, adopt=settings.adopt
+        )
     )
     try:
         filesystem = Filesystem(

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cachefs.cache.claim import claim
 from cachefs.cache.layout import Layout
 from cachefs.cache.lock import own
-from cachefs.errors import MountError
+from cachefs.cache.trust import open_lock
+from cachefs.errors import CacheDirectoryError, MountError
 from cachefs.kernel.mounting import MountOptions
 from cachefs.mount.checks import check
 from cachefs.mount.logs import log_to
@@ -49,7 +51,9 @@ def run(settings: Settings) -> int:
 def _layout(settings: Settings) -> Layout:
     layout = Layout(settings.cache_dir)
     try:
-        layout.create()
+        claim(layout, adopt=settings.adopt)
+    except CacheDirectoryError as error:
+        raise MountError(str(error)) from error
     except OSError as error:
         raise MountError(f"cache directory {settings.cache_dir}: {error.strerror}") from error
     return layout
@@ -59,7 +63,7 @@ def _supervise(
     settings: Settings, layout: Layout, info: TransportInfo, ready: Callable[[], None]
 ) -> int:
     """Hold the mount until it is unmounted; the exit status. The worker has said why it failed."""
-    claim = _claim(layout.private_dir)
+    only = _only_mount(layout.private_dir)
     try:
         supervisor = Supervisor(
             # -P: not from the working directory, where a user may keep a mountpoint `cachefs`.
@@ -77,7 +81,7 @@ def _supervise(
             why = f"the kernel does not take -o {','.join(settings.options)}"
         raise MountError(f"cannot mount {settings.mountpoint}: {why}") from error
     finally:
-        os.close(claim)
+        os.close(only)
 
 
 def mount_options(settings: Settings) -> MountOptions:
@@ -90,9 +94,9 @@ def mount_options(settings: Settings) -> MountOptions:
     )
 
 
-def _claim(private: Path) -> int:
+def _only_mount(private: Path) -> int:
     """The descriptor that makes this the only mount of the cache directory."""
-    fd = os.open(private / "daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = open_lock(private / "daemon")
     try:
         own(fd)
     except BlockingIOError:

@@ -53,6 +53,9 @@ class Settings(SettingsTable):
         compute=_cache_dir,
         default_text="one for each source, in /var/cache/cachefs or ~/.cache/cachefs",
     )
+    adopt = Setting(
+        FLAG, False, "Take a directory that has files and is no cache; they count as cached images."
+    )
     max_size = Setting(
         AMOUNT,
         Amount(size=10 * 2**30),

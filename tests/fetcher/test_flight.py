@@ -342,7 +342,8 @@ async def test_a_full_disk_is_ENOSPC_and_leaves_nothing(  # noqa: N802 - an errn
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cachefs.fetcher.sink.os", type("os", (), {"pwrite": full}))
+    broken = type("os", (), {"pwrite": full, "fstat": os.fstat})
+    monkeypatch.setattr("cachefs.fetcher.sink.os", broken)
     async with running(source) as fetcher:
         flight = await fetch(fetcher, "img")
     assert isinstance(flight.error, NoRoomError)
