@@ -3,17 +3,21 @@
 ``.cachefs/held/NUMBER`` is a hard link to an image's file, ``.cachefs/held/NUMBER.json`` what its
 owner wrote of it; the number is the owner's. They outlive the process, not the mount: the first
 daemon of a mount clears what an earlier one left, those that take over from a dead one take it up.
-Disk space comes back with the last link and the last descriptor."""
+Disk space comes back with the last link and the last descriptor.
+
+A file that has no other name than those here is of an image that was evicted, or whose fetch has
+failed, while it was open. It takes room still (:func:`only_held`), whichever process asks."""
 
 import contextlib
 import json
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachefs.cache.layout import Layout
+from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import open_shared
 from cachefs.errors import InvalidValueError
 
@@ -65,9 +69,9 @@ class Held:
 
     def note(self, number: int, members: dict[str, Any]) -> None:
         """Write down what the next process needs to know of *number*: whole, or not at all."""
-        path, scratch = self._note(number), self._directory / f"{number}.new"
+        scratch = self._scratch(number)
         scratch.write_text(json.dumps(members), encoding="utf-8")
-        scratch.rename(path)
+        scratch.rename(self._note(number))
 
     def noted(self, number: int) -> dict[str, Any] | None:
         """What was written down, or None. Raises InvalidValueError for what cannot have been."""
@@ -82,9 +86,13 @@ class Held:
         return members
 
     def release(self, number: int) -> None:
-        """Hold the file no longer."""
-        self._link(number).unlink(missing_ok=True)
-        self._note(number).unlink(missing_ok=True)
+        """Hold the file no longer. What cannot be removed is logged: the reader has closed it all
+        the same, and the mount's next first worker tries again."""
+        for path in (self._link(number), self._note(number), self._scratch(number)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.error("cannot remove %s: %s", path, error)
 
     def keep_only(self, numbers: Collection[int]) -> None:
         """Release everything else."""
@@ -107,6 +115,46 @@ class Held:
 
     def _note(self, number: int) -> Path:
         return self._directory / f"{number}.json"
+
+    def _scratch(self, number: int) -> Path:
+        return self._directory / f"{number}.new"
+
+
+def held_files(layout: Layout) -> dict[int, "HeldFile"]:
+    """The held files by inode. The caller holds the directory's lock; a name may vanish all the
+    same, with its reader."""
+    found: dict[int, HeldFile] = {}
+    for name, status in files_in(layout.held_dir):
+        if name.isdecimal():
+            earlier = found.get(status.st_ino)
+            names = earlier.names + 1 if earlier else 1
+            found[status.st_ino] = HeldFile(layout.held_dir / name, names, status)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file that is held by so many *names*, one of which is *path*."""
+
+    path: Path
+    names: int
+    status: os.stat_result
+
+    def is_only_held(self) -> bool:
+        """Whether no other name leads to it."""
+        if self.status.st_nlink <= self.names:
+            return True
+        try:  # or another of its held names has vanished between two looks
+            return self.path.lstat().st_nlink <= self.names
+        except FileNotFoundError:
+            return False
+
+
+def only_held(layout: Layout) -> int:
+    """Bytes of the files that no name but those in ``.cachefs/held`` leads to."""
+    return sum(
+        file.status.st_size for file in held_files(layout).values() if file.is_only_held()
+    )
 
 
 _HELD_OR_GONE = (FileExistsError, FileNotFoundError)

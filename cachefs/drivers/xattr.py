@@ -25,6 +25,7 @@ from cachefs.drivers.files import find_checked, find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.watch import DirectoryWatch
 from cachefs.errors import DriverError
+from cachefs.units import to_ns
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class XattrDriver:
             try:
                 hits = attributes.decimal(attributes.read(path, attributes.HITS))
                 attributes.write(path, attributes.HITS, str(hits + count))
-                os.utime(path, ns=(attributes.to_ns(when), found.st_mtime_ns))
+                os.utime(path, ns=(to_ns(when), found.st_mtime_ns))
             except FileNotFoundError:
                 return
             self._index.run(

@@ -265,6 +265,7 @@ class Flight:
                 verified=hasher.verifies,
                 source=self.image.source,
                 hits=counted,
+                modified=self.image.modified,
             )
 
         with trio.CancelScope(shield=True):
