@@ -101,12 +101,16 @@ class Capacity:
         """
         disk = os.statvfs(self._layout.base)
         total = disk.f_blocks * disk.f_frsize
-        reserved, unwritten = 0, 0
+        reserved, unwritten, rejected = 0, 0, 0
+        counted = set()  # a writer that aborts takes no lock
         for _, status in files_in(self._layout.incomplete_dir):
+            counted.add(status.st_ino)
             reserved += status.st_size
             unwritten += status.st_size - _on_disk(status)
-        rejected = sum(status.st_size for _, status in files_in(self._layout.invalid_dir))
-        held = only_held(self._layout)
+        for _, status in files_in(self._layout.invalid_dir):
+            counted.add(status.st_ino)
+            rejected += status.st_size
+        held = only_held(self._layout, counted)
         cached = self._driver.totals().size
         limit = limits.max_size.of(total)
         over_limit = cached + reserved + rejected + held + wanted - limit
@@ -139,9 +143,7 @@ class Capacity:
         held = held_files(self._layout)
         pinned = {entry.image_id: entry.size for entry in self._driver.pinned()}
         opened = {
-            entry.image_id: entry.size
-            for entry in self._driver.lru()
-            if self._is_open(entry, held)
+            entry.image_id: entry.size for entry in self._driver.lru() if self._is_open(entry, held)
         }
         parts = [
             _listed("open", opened),

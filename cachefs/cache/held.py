@@ -32,13 +32,14 @@ class Held:
         self._layout = layout
         self._directory = layout.held_dir
 
-    def keep(self, image_id: str, number: int) -> None:
-        """Hold the published image under *number*, instead of another file; nothing is held where
-        the image has gone already."""
+    def keep(self, image_id: str, number: int) -> bool:
+        """Hold the published image under *number*, instead of another file; False where the image
+        has gone already and is not held."""
         link = self._link(number)
         link.unlink(missing_ok=True)
         with contextlib.suppress(*_HELD_OR_GONE):
             link.hardlink_to(self._layout.image(image_id))
+        return link.exists()
 
     def keep_open(self, fd: int, number: int) -> bool:
         """Hold the file that is open as *fd*, as :meth:`keep` does; False where it has no name any
@@ -150,10 +151,13 @@ class HeldFile:
             return False
 
 
-def only_held(layout: Layout) -> int:
-    """Bytes of the files that no name but those in ``.cachefs/held`` leads to."""
+def only_held(layout: Layout, counted: Collection[int]) -> int:
+    """Bytes of the files that no name but those in ``.cachefs/held`` leads to, without the inodes
+    that are *counted* already: they may have lost their other name since."""
     return sum(
-        file.status.st_size for file in held_files(layout).values() if file.is_only_held()
+        file.status.st_size
+        for inode, file in held_files(layout).items()
+        if inode not in counted and file.is_only_held()
     )
 
 

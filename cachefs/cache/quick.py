@@ -82,8 +82,9 @@ class QuickStore:
         return image
 
     def hit(self, image_id: str, count: int = 1) -> None:
-        """Count so many uses, the last now; durable against the death of this process. What goes
-        wrong is logged: no reader fails for a statistic."""
+        """Count so many uses, the last now; durable against the death of this process. With a
+        *count* of 0 it is used now, and no more: a last close. What goes wrong is logged: no reader
+        fails for a statistic."""
         try:
             self._driver.hit(image_id, self._now(), count)
         except (CacheFSError, OSError) as error:

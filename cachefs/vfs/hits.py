@@ -39,6 +39,12 @@ class Hits:
             self._pending[image_id] += 1
         self._counted.set()
 
+    def closed(self, image_id: str) -> None:
+        """An image has been closed for the last time: a use of it, and no hit."""
+        with self._adding:
+            self._pending[image_id] += 0
+        self._counted.set()
+
     def write(self) -> None:
         """Write what is counted so far. All of it is in the index when this returns, also what
         another thread was just writing: the lock is held for as long as that takes."""
