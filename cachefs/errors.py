@@ -52,9 +52,13 @@ class StaleError(CacheFSError):
 
 
 class NoRoomError(CacheFSError):
-    """The image does not fit into the cache, or no room can be made for it."""
+    """The image does not fit into the cache, or no room can be made for it now."""
 
     errno = errno.ENOSPC
+
+
+class TooLargeError(NoRoomError):
+    """The image is larger than the whole cache may be: waiting for room is of no use."""
 
 
 class ChecksumError(CacheFSError):

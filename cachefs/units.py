@@ -3,6 +3,7 @@
 Owns the spellings only; knows nothing of who uses the values.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -101,6 +102,13 @@ def format_seconds(seconds: float) -> str:
     """Write *seconds* exactly, as :func:`parse_seconds` reads it: ``86400``, or ``0.5``."""
     digits = f"{Decimal(repr(seconds)):f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def to_ns(seconds: float) -> int:
+    """Whole nanoseconds, from which the filesystem gives back the very same float: multiplying the
+    whole by 1e9 would round it to 256 ns."""
+    whole = math.floor(seconds)
+    return whole * 10**9 + round((seconds - whole) * 1e9)
 
 
 def quoted(text: str) -> str:

@@ -2,15 +2,19 @@
 
 The room that is taken is the published images, the whole length of every file under ``incomplete/``
 (a file is as long as what is reserved for it, from the first byte on), the rejected bytes in
-``invalid/``, and what the disk must keep free besides.
+``invalid/``, the evicted images that are open still, and what the disk must keep free besides.
+
+INVARIANT: cached, incomplete, invalid and held bytes together never exceed ``max_size``. So what is
+evicted while it is open gives nothing back until its last close.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from cachefs.cache.held import held_files, only_held
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import is_held
@@ -19,12 +23,15 @@ from cachefs.units import Amount
 
 NOTHING = Amount(size=0)
 
+_NAMED = 3
+"""Images that a list of them names at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the cache may take. *max_size* is a hard limit on images, reservations and rejects
-    together, in bytes or in percent of the filesystem; *min_free* is left free on the
-    filesystem."""
+    """What the cache may take. *max_size* is a hard limit on images, reservations, rejects and what
+    is open without being any of these, in bytes or in percent of the filesystem; *min_free* is left
+    free on the filesystem."""
 
     max_size: Amount
     min_free: Amount = NOTHING
@@ -44,20 +51,22 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Bytes: *limit* is ``max_size`` now, *cached* the images', *reserved* incomplete ones',
-    *rejected* invalid ones'. *over_limit* and *over_disk* say how much must go from the cache and
-    from the disk before the bytes that were asked for fit; negative is room left."""
+    *rejected* invalid ones', *held* those of images that are neither but open still. *over_limit*
+    and *over_disk* say how much must go from the cache and from the disk before the bytes that were
+    asked for fit; negative is room left."""
 
     limit: int
     cached: int
     reserved: int
     rejected: int
+    held: int
     over_limit: int
     over_disk: int
 
     @property
     def free(self) -> int:
         """What an image may still take without anything being evicted."""
-        return max(0, self.limit - self.cached - self.reserved - self.rejected)
+        return max(0, self.limit - self.cached - self.reserved - self.rejected - self.held)
 
     @property
     def over(self) -> int:
@@ -93,39 +102,82 @@ class Capacity:
         """
         disk = os.statvfs(self._layout.base)
         total = disk.f_blocks * disk.f_frsize
-        reserved, unwritten = 0, 0
+        reserved, unwritten, rejected = 0, 0, 0
+        counted = set()  # a writer that aborts takes no lock
         for _, status in self._partial():
+            counted.add(status.st_ino)
             reserved += status.st_size
             unwritten += status.st_size - _on_disk(status)
-        rejected = sum(status.st_size for _, status in files_in(self._layout.invalid_dir))
+        for _, status in files_in(self._layout.invalid_dir):
+            counted.add(status.st_ino)
+            rejected += status.st_size
+        held = only_held(self._layout, counted)
         cached = self._driver.totals().size
         limit = limits.max_size.of(total)
-        over_limit = cached + reserved + rejected + wanted - limit
+        over_limit = cached + reserved + rejected + held + wanted - limit
         free = disk.f_bavail * disk.f_frsize - unwritten - wanted
         # A filesystem that tells nothing of its size (ramfs) sets no limit of its own.
         over_disk = limits.min_free.of(total) - free if total else over_limit
-        return Usage(limit, cached, reserved, rejected, over_limit, over_disk)
+        return Usage(limit, cached, reserved, rejected, held, over_limit, over_disk)
 
     def candidates(self, *, spare: str | None = None) -> Iterator[Candidate]:
         """What may go, of least use first: what a dead writer has left behind, rejected bytes,
         images from the least recently used on. Neither pinned images, nor what any process holds
         open, nor *spare*, the image that the room is for. Read lazily; what has been yielded may be
         removed meanwhile."""
+        held = held_files(self._layout)  # whose removal would give nothing back
         for directory in (self._layout.incomplete_dir, self._layout.beside_dir):
             for name, status in _oldest_first(directory):
                 path = directory / name
-                if name != spare and not is_being_written(path):
+                if name != spare and status.st_ino not in held and not is_being_written(path):
                     yield Candidate(path, status.st_size, status.st_size)
         for name, status in _oldest_first(self._layout.invalid_dir):
-            yield Candidate(self._layout.invalid(name), status.st_size, _on_disk(status))
+            if status.st_ino not in held:
+                yield Candidate(self._layout.invalid(name), status.st_size, _on_disk(status))
         for entry in self._driver.lru():
             path = self._layout.image(entry.image_id)
-            if entry.image_id != spare and not is_held(path):
+            if entry.image_id != spare and not self._is_open(entry, held):
                 yield Candidate(path, entry.size, _disk_of(path), entry)
+
+    def holders(self, usage: Usage) -> str:
+        """What keeps the room that *usage* tells of from being given back, in words. Looks at every
+        image: for an error's text."""
+        held = held_files(self._layout)
+        pinned = {entry.image_id: entry.size for entry in self._driver.pinned()}
+        opened = {
+            entry.image_id: entry.size for entry in self._driver.lru() if self._is_open(entry, held)
+        }
+        parts = [
+            _listed("open", opened),
+            _listed("pinned", pinned),
+            usage.reserved and f"{usage.reserved} bytes are reserved for images being fetched",
+            usage.rejected and f"{usage.rejected} bytes are in invalid/",
+            usage.held and f"{usage.held} bytes are of removed images that are open still",
+        ]
+        if usage.over_limit <= 0 < usage.over_disk:
+            parts.append("the rest is used by others, or kept free for them by min_free")
+        return "; ".join(part for part in parts if part) or "nothing that is open or pinned"
 
     def _partial(self) -> Iterator[tuple[str, os.stat_result]]:
         yield from files_in(self._layout.incomplete_dir)
         yield from files_in(self._layout.beside_dir)
+
+    def _is_open(self, entry: Entry, held: Container[int]) -> bool:
+        path = self._layout.image(entry.image_id)
+        try:
+            return path.lstat().st_ino in held or is_held(path)
+        except FileNotFoundError:
+            return False
+
+
+def _listed(what: str, images: dict[str, int]) -> str:
+    """Images that are *what*: how many bytes they have, and some of their names."""
+    if not images:
+        return ""
+    names = [repr(image_id) for image_id in list(images)[:_NAMED]]
+    if len(images) > _NAMED:
+        names.append(f"and {len(images) - _NAMED} more")
+    return f"{sum(images.values())} bytes are {what} ({', '.join(names)})"
 
 
 def _on_disk(status: os.stat_result) -> int:

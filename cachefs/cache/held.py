@@ -3,17 +3,21 @@
 ``.cachefs/held/NUMBER`` is a hard link to an image's file, ``.cachefs/held/NUMBER.json`` what its
 owner wrote of it; the number is the owner's. They outlive the process, not the mount: the first
 daemon of a mount clears what an earlier one left, those that take over from a dead one take it up.
-Disk space comes back with the last link and the last descriptor."""
+Disk space comes back with the last link and the last descriptor.
+
+A file that has no other name than those here is of an image that was evicted, or whose fetch has
+failed, while it was open. It takes room still (:func:`only_held`), whichever process asks."""
 
 import contextlib
 import json
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachefs.cache.layout import Layout
+from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import open_shared
 from cachefs.errors import InvalidValueError
 
@@ -28,13 +32,14 @@ class Held:
         self._layout = layout
         self._directory = layout.held_dir
 
-    def keep(self, image_id: str, number: int) -> None:
-        """Hold the published image under *number*, instead of another file; nothing is held where
-        the image has gone already."""
+    def keep(self, image_id: str, number: int) -> bool:
+        """Hold the published image under *number*, instead of another file; False where the image
+        has gone already and is not held."""
         link = self._link(number)
         link.unlink(missing_ok=True)
         with contextlib.suppress(*_HELD_OR_GONE):
             link.hardlink_to(self._layout.image(image_id))
+        return link.exists()
 
     def keep_open(self, fd: int, number: int) -> bool:
         """Hold the file that is open as *fd*, as :meth:`keep` does; False where it has no name any
@@ -82,9 +87,13 @@ class Held:
         return members
 
     def release(self, number: int) -> None:
-        """Hold the file no longer."""
-        self._link(number).unlink(missing_ok=True)
-        self._note(number).unlink(missing_ok=True)
+        """Hold the file no longer. What cannot be removed is logged: the reader has closed it all
+        the same, and the mount's next first worker tries again."""
+        for path in (self._link(number), self._note(number), self._scratch(number)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.error("cannot remove %s: %s", path, error)
 
     def keep_only(self, numbers: Collection[int]) -> None:
         """Release everything else."""
@@ -107,6 +116,49 @@ class Held:
 
     def _note(self, number: int) -> Path:
         return self._directory / f"{number}.json"
+
+    def _scratch(self, number: int) -> Path:
+        return self._directory / f"{number}.new"
+
+
+def held_files(layout: Layout) -> dict[int, "HeldFile"]:
+    """The held files by inode. The caller holds the directory's lock; a name may vanish all the
+    same, with its reader."""
+    found: dict[int, HeldFile] = {}
+    for name, status in files_in(layout.held_dir):
+        if name.isdecimal():
+            earlier = found.get(status.st_ino)
+            names = earlier.names + 1 if earlier else 1
+            found[status.st_ino] = HeldFile(layout.held_dir / name, names, status)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file that is held by so many *names*, one of which is *path*."""
+
+    path: Path
+    names: int
+    status: os.stat_result
+
+    def is_only_held(self) -> bool:
+        """Whether no other name leads to it."""
+        if self.status.st_nlink <= self.names:
+            return True
+        try:  # or another of its held names has vanished between two looks
+            return self.path.lstat().st_nlink <= self.names
+        except FileNotFoundError:
+            return False
+
+
+def only_held(layout: Layout, counted: Collection[int]) -> int:
+    """Bytes of the files that no name but those in ``.cachefs/held`` leads to, without the inodes
+    that are *counted* already: they may have lost their other name since."""
+    return sum(
+        file.status.st_size
+        for inode, file in held_files(layout).items()
+        if inode not in counted and file.is_only_held()
+    )
 
 
 _HELD_OR_GONE = (FileExistsError, FileNotFoundError)

@@ -27,6 +27,7 @@ class Layout:
         self.failed_dir = self.private_dir / "failed"
         self.held_dir = self.private_dir / "held"
         self.maps_dir = self.private_dir / "maps"
+        self.pins_dir = self.private_dir / "pins"
         self.priorities_dir = self.private_dir / "priorities"
         self.scratch_dir = self.private_dir / "scratch"
         self.beside_dir = self.private_dir / "beside"
@@ -42,6 +43,7 @@ class Layout:
             self.failed_dir,
             self.held_dir,
             self.maps_dir,
+            self.pins_dir,
             self.priorities_dir,
             self.scratch_dir,
             self.beside_dir,
@@ -83,6 +85,10 @@ class Layout:
     def beside_map(self, image_id: str) -> Path:
         """The map of :meth:`beside`."""
         return self.beside_maps_dir / image_id
+
+    def pin(self, image_id: str) -> Path:
+        """The empty file that has an image pinned once it is cached."""
+        return self.pins_dir / image_id
 
     def priority(self, image_id: str) -> Path:
         """The priority of a queued image, where it is not 0: a number in ASCII."""

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
@@ -25,6 +26,7 @@ from cachefs.cache.lock import DirectoryLock, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
+from cachefs.cache.pins import Pins
 from cachefs.cache.queue import Failure, Failures, Queue
 from cachefs.cache.quick import QuickStore
 from cachefs.cache.transaction import (
@@ -43,6 +45,7 @@ from cachefs.errors import (
     ImageNotFoundError,
     IndexBusyError,
     NoRoomError,
+    TooLargeError,
 )
 from cachefs.image import check_image_id
 
@@ -75,11 +78,13 @@ class Store:
         self._limits = limits
         self._queue = Queue(self._layout)
         self._failures = Failures(self._layout)
+        self._pins = Pins(self._layout)
         self._clock = clock
         self._last_now = 0.0
         self._stamps = threading.Lock()
         self._evicting: list[Callable[[Entry], None]] = []
         self._evicted: list[Callable[[Entry], None]] = []
+        self._room: list[Callable[[], None]] = []
         self._lock = DirectoryLock(self._layout.lock_file)
         try:
             with self._lock:
@@ -98,6 +103,7 @@ class Store:
                 try:
                     reconcile(self._layout, self._driver, self._queue, self._failures)
                     take_over_hits(self._layout, self._driver)
+                    self._apply_pins()
                 except BaseException:
                     self._driver.close()
                     raise
@@ -134,6 +140,18 @@ class Store:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._limits = limits
+        self.room_changed()
+
+    def on_room(self, listener: Callable[[], None]) -> None:
+        """Call *listener*, in any thread, whenever room may be had that could not be had before: an
+        image was closed, unpinned or removed, or a limit was raised. It must not wait. What another
+        process gives back it does not hear of."""
+        self._room.append(listener)
+
+    def room_changed(self) -> None:
+        """Tell the listeners of :meth:`on_room`; also for whoever closes images."""
+        for listener in self._room:
+            listener()
 
     def on_evicting(self, listener: Callable[[Entry], None]) -> None:
         """Call *listener*, in the evicting thread and under the lock, for every image about to
@@ -310,7 +328,7 @@ class Store:
         Up to *ahead* bytes more are reserved while that evicts nothing and leaves most of the free
         room to others. Returns the new length. For transactions only.
 
-        INVARIANT: cached, incomplete and invalid bytes together never exceed ``max_size``.
+        INVARIANT: cached, incomplete, invalid and held bytes together never exceed ``max_size``.
         """
         with self._lock:
             if not is_at(fd, path):
@@ -343,7 +361,8 @@ class Store:
                 path.unlink()
                 self.fail(entry.image_id, CacheFSError(obstacle), source=entry.source)
                 return entry
-            entry = self._driver.put(entry, path)
+            wished = entry.image_id in self._pins
+            entry = self._driver.put(replace(entry, pinned=True) if wished else entry, path)
             share(fd)
             try:
                 path.rename(self._layout.image(entry.image_id))
@@ -352,6 +371,9 @@ class Store:
                 raise
             self._forget_wanted(entry.image_id)
         sync_directory(self._layout.base)
+        if wished:
+            with self._lock:
+                self._apply_pins()
         return entry
 
     def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
@@ -390,7 +412,9 @@ class Store:
 
     def forget_failure(self, image_id: str) -> bool:
         """Forget the failure and remove its bytes; False where there was none."""
-        return self._failures.discard(image_id)
+        known = self._failures.discard(image_id)
+        self.room_changed()
+        return known
 
     # Queueing
 
@@ -445,6 +469,38 @@ class Store:
         with self._lock:
             if not self._driver.set_pinned(image_id, pinned):
                 raise ImageNotFoundError(f"image {image_id!r} is not cached")
+        if not pinned:
+            self.room_changed()
+
+    def pin_when_cached(self, image_id: str) -> bool:
+        """Pin an image, at once where it is cached, else when it is: durable, and true of whichever
+        process caches it. True where it is pinned now."""
+        check_image_id(image_id)
+        with self._lock:  # so that nobody publishes it meanwhile
+            if self._driver.set_pinned(image_id, True):
+                return True
+            self._pins.add(image_id)
+            return False
+
+    def unpin(self, image_id: str) -> None:
+        """Pin an image no longer, nor when it is cached. Raises ImageNotFoundError where neither
+        was so."""
+        with self._lock:
+            wished = self._pins.discard(image_id)
+            entry = self._driver.get(image_id)
+            if entry is not None and entry.pinned:
+                self._driver.set_pinned(image_id, False)
+            elif not wished:
+                raise ImageNotFoundError(f"image {image_id!r} is not pinned")
+        self.room_changed()
+
+    def to_be_pinned(self) -> list[str]:
+        """The images that :meth:`pin_when_cached` waits for, sorted."""
+        return self._pins.ids()
+
+    def is_to_be_pinned(self, image_id: str) -> bool:
+        """Whether the image is one of :meth:`to_be_pinned`."""
+        return image_id in self._pins
 
     def evict(self, image_id: str, *, force: bool = False) -> Entry:
         """Remove a cached image. A reader that has it open reads on; its room is back when the
@@ -459,13 +515,18 @@ class Store:
             if entry.pinned and not force:
                 raise ImageBusyError(f"image {image_id!r} is pinned")
             self._remove(entry)
-            return entry
+        self.room_changed()
+        return entry
 
     def prune(self) -> tuple[int, int]:
         """Drop the least recently used images until the limits hold again: (images, bytes)
         dropped. What cannot be removed is logged, and the next goes instead."""
         with self._lock:
-            return self._drop_until_fits(self._capacity.usage(self._limits))
+            self._apply_pins()
+            dropped = self._drop_until_fits(self._capacity.usage(self._limits))
+        if dropped[0]:
+            self.room_changed()
+        return dropped
 
     def clean(self, stall_time: float) -> tuple[int, int]:
         """Remove all failures with their bytes, and what :meth:`clean_stalled` does. Returns the
@@ -477,7 +538,9 @@ class Store:
                     invalid += self._failures.discard(image_id)
                 except OSError as error:
                     log.error("cannot remove the invalid image %r: %s", image_id, error)
-        return invalid, self.clean_stalled(stall_time)
+        stalled = self.clean_stalled(stall_time)
+        self.room_changed()
+        return invalid, stalled
 
     def clean_stalled(self, stall_time: float) -> int:
         """Remove incomplete files that nobody writes and nobody has written for *stall_time*
@@ -505,7 +568,7 @@ class Store:
         if not usage.over:
             return
         if size > usage.limit:
-            raise NoRoomError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
+            raise TooLargeError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
         short = usage
         for candidate in self._capacity.candidates(spare=image_id):
             short = short.without(candidate)
@@ -517,9 +580,21 @@ class Store:
             if short.over_limit <= 0:  # what the disk gets back it may take a while to tell
                 return
         raise NoRoomError(
-            f"no room for image {image_id!r}: {short.over} of {wanted} bytes short, without all"
-            " that is neither open nor pinned"
+            f"no room for image {image_id!r}, which needs {wanted} bytes more: {short.over} bytes"
+            f" are lacking, {self._what_limits(short)}, and {self._capacity.holders(usage)}"
         )
+
+    def _what_limits(self, usage: Usage) -> str:
+        if usage.over_limit >= usage.over_disk:
+            return f"max_size is {usage.limit}"
+        return f"min_free is {self._limits.min_free}"
+
+    def _apply_pins(self) -> None:
+        """Pin what was to be pinned and is cached by now, by a writer that is gone or that knows
+        nothing of pins."""
+        for image_id in self._pins.ids():
+            if self._driver.set_pinned(image_id, True):
+                self._pins.discard(image_id)
 
     def _drop_until_fits(self, usage: Usage, *, spare: str | None = None) -> tuple[int, int]:
         """Drop one thing after the other until nothing is over; the images and bytes dropped.

@@ -38,6 +38,7 @@ from cachefs.errors import (
     SourceError,
 )
 from cachefs.image import Digest
+from cachefs.units import to_ns
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -124,9 +125,11 @@ class Transaction:
         verified: bool = False,
         source: str | None = None,
         hits: int = 0,
+        modified: float | None = None,
     ) -> Entry:
         """Publish the image with the digest that its bytes were found to have, and the hits it had
-        while it was incomplete.
+        while it was incomplete. *modified* is the source's date of it, in seconds since the epoch,
+        and becomes the file's; None where the source tells none.
 
         Returns the record. After an error the transaction is still open, and nothing is published
         (but for an fsync of the directory that failed: then it is, perhaps not durably). Raises
@@ -141,14 +144,16 @@ class Transaction:
         self._check_length()
         if self.size is None:
             os.ftruncate(self.fd, size)
-        os.fsync(self.fd)
         now = self._owner.now()
+        modified = now if modified is None else modified
+        os.utime(self.fd, ns=(to_ns(now), to_ns(modified)))
+        os.fsync(self.fd)
         entry = Entry(
             image_id=self.image_id,
             size=size,
             hits=hits,
             last_accessed=now,
-            last_modified=now,
+            last_modified=modified,
             checksum=checksum_text(checksum),
             fetched=now,
             source=source,

@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cachefs.cache import Store
@@ -187,23 +187,34 @@ class Operator:
         self._store.evict(image_id)
 
     def pinned(self) -> list[str]:
-        """The pinned images."""
-        return [entry.image_id for entry in self._store.pinned()]
+        """The pinned images, and those that will be when they are cached."""
+        pinned = {entry.image_id for entry in self._store.pinned()}
+        return sorted(pinned.union(self._store.to_be_pinned()))
 
     def pinned_record(self, image_id: str) -> ImageRecord | None:
-        """The record of a pinned image."""
+        """The record of a pinned image, or of one that will be: queued, incomplete or invalid, or
+        of size 0 and none of these."""
         entry = self._hits.shown(lambda: self._store.get(image_id), wait=True)
-        return cached_record(entry) if entry and entry.pinned else None
+        if entry is not None and entry.pinned:
+            return cached_record(entry)
+        if not self._store.is_to_be_pinned(image_id):
+            return None
+        record = (
+            self.incomplete_record(image_id)
+            or self.queue_record(image_id)
+            or self.invalid_record(image_id)
+            or ImageRecord(image_id, 0, state=State.ABSENT)
+        )
+        return replace(record, pinned=True)
 
     def pin(self, image_id: str) -> None:
-        """Pin a cached image. Raises ImageNotFoundError."""
-        self._store.pin(image_id, True)
+        """Pin an image; one that is not cached is queued, and pinned when it is."""
+        if not self._store.pin_when_cached(image_id):
+            self.enqueue_unless_there(image_id)
 
     def unpin(self, image_id: str) -> None:
-        """Unpin an image. Raises ImageNotFoundError where it is not pinned."""
-        if self.pinned_record(image_id) is None:
-            raise ImageNotFoundError(f"image {image_id!r} is not pinned")
-        self._store.pin(image_id, False)
+        """Unpin an image. Raises ImageNotFoundError where it is not pinned, and will not be."""
+        self._store.unpin(image_id)
 
     # Doing and setting
 
@@ -255,6 +266,7 @@ class Operator:
             "min_free": str(self._settings.current.min_free),
             "reserved": usage.reserved,
             "index_size": self._store.index_bytes(),
+            "held": usage.held,
             "images": totals.images,
             "hits": self._hits.total,
             "misses": self._images.misses,

@@ -86,12 +86,12 @@ TABLE: tuple[Declaration, ...] = (
     ),
     Records(
         "pinned",
-        "Images that are never evicted.",
+        "Images that are never evicted, and those that will not be once they are cached.",
         ids=Operator.pinned,
         record=Operator.pinned_record,
         create=Operator.pin,
         remove=Operator.unpin,
-        syntax="`touch ID` pins a cached image, `rm ID` unpins",
+        syntax="`touch ID` pins an image, and queues one that is not cached; `rm ID` unpins",
     ),
     Text(
         "prune",

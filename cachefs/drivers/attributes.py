@@ -16,6 +16,7 @@ from typing import TypeVar
 import xattr
 
 from cachefs.drivers.base import Entry, file_id, size_in
+from cachefs.units import to_ns
 
 T = TypeVar("T")
 
@@ -154,13 +155,6 @@ def inode_number(text: str | None) -> int:
     """The number in :data:`INODE`, or 0 where it is none."""
     number = decimal(text)
     return number if number < MAX_INODE else 0
-
-
-def to_ns(seconds: float) -> int:
-    """Whole nanoseconds, from which the filesystem gives back the very same float: multiplying the
-    whole by 1e9 would round it to 256 ns."""
-    whole = math.floor(seconds)
-    return whole * 10**9 + round((seconds - whole) * 1e9)
 
 
 def _unchanged(read: Callable[[], T]) -> T:

@@ -171,6 +171,19 @@ class Flight:
         )
 
     @property
+    def is_published(self) -> bool:
+        """Whether the image has been cached by this fetch."""
+        return self.state is FlightState.PUBLISHED
+
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether another reader may be added: it is under way, or done and its file open still,
+        for others who read it."""
+        if self.cancelled or self.error is not None:
+            return False
+        return not self.finished.is_set() or self.fd >= 0
+
+    @property
     def cancelled(self) -> bool:
         """Whether :meth:`cancel` was called."""
         return self._why_cancelled is not None
@@ -294,6 +307,7 @@ class Flight:
                 verified=hasher.verifies,
                 source=self.image.source,
                 hits=counted,
+                modified=self.image.modified,
             )
 
         with trio.CancelScope(shield=True):

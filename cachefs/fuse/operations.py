@@ -153,8 +153,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         writing = bool(flags & _WRITING)
-        node = await self._tree.node_when_free(inode)
-        file = await node.open(_caller(ctx), writing=writing)
+        file = await self._tree.open(inode, _caller(ctx), writing=writing)
         grant = self._files.grant(file, inode)
         return FileInfo(
             fh=FileHandleT(grant.handle),
@@ -183,15 +182,15 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        listing = await self._directory(inode).open_listing()
-        return FileHandleT(self._listings.add(inode, listing))
+        self._directory(inode)
+        return FileHandleT(self._listings.new_number(inode))
 
     @answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        listing = self._listings.get(fh)
-        if listing is None:
+        listing = self._listings.get(fh) if start_id else None
+        if listing is None:  # from the start; or forgotten, or an earlier worker's
             listing = await self._directory(inode_of(fh)).open_listing()
-            self._listings.resume(fh, listing)
+            self._listings.keep(fh, listing)
         position = start_id
         while page := await listing.page(position, PAGE):
             for item in page:
@@ -295,10 +294,12 @@ class Operations(pyfuse3.Operations):
         entry.st_size = attributes.size
         entry.st_blocks = -(-attributes.size // 512)
         entry.st_blksize = BLOCK
-        entry.st_uid = self._uid
+        entry.st_uid = self._uid if attributes.uid is None else attributes.uid
         entry.st_gid = self._gid if attributes.gid is None else attributes.gid
-        entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns or self._started_ns
-        entry.st_atime_ns = attributes.atime_ns or self._started_ns
+        modified, accessed = attributes.mtime_ns, attributes.atime_ns
+        entry.st_mtime_ns = self._started_ns if modified is None else modified
+        entry.st_ctime_ns = entry.st_mtime_ns
+        entry.st_atime_ns = self._started_ns if accessed is None else accessed
         entry.entry_timeout = attributes.entry_timeout
         entry.attr_timeout = attributes.attr_timeout
         return entry

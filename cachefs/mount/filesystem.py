@@ -12,7 +12,6 @@ import trio
 from cachefs.cache import Held, Layout, Limits, Store
 from cachefs.control import Operator, TransportStatus, WorkerStatus, build
 from cachefs.drivers import Entry
-from cachefs.errors import StaleError
 from cachefs.evictor import Evictor
 from cachefs.fetcher import Fetcher, FetcherPortal, FetchSettings, Flight
 from cachefs.fuse import Operations
@@ -23,7 +22,7 @@ from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.images import Images
 from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, NodeKind, Serials, join
-from cachefs.vfs.nodes import FixedDirectory, Node, StatFS
+from cachefs.vfs.nodes import FixedDirectory, Ownership, StatFS
 from cachefs.vfs.open_files import OpenFiles
 from cachefs.vfs.takeover import Takeover
 from cachefs.vfs.tree import Nodes, Tree, fixed
@@ -70,8 +69,15 @@ class Filesystem:
         self._held = Held(Layout(settings.cache_dir))
         self._hits = Hits(store.quick)
         self.open_files = OpenFiles(serials)
+        ownership = Ownership(settings.uid, settings.gid, settings.mode)
         self.image_files = ImageFiles(
-            store.quick, self._held, self.open_files, self._hits, lasting=lasting
+            store.quick,
+            self._held,
+            self.open_files,
+            self._hits,
+            lasting=lasting,
+            on_close=store.room_changed,
+            ownership=ownership,
         )
         self._images = Images(
             store.quick,
@@ -80,6 +86,7 @@ class Filesystem:
             self.image_files,
             self._hits,
             fetch_on_miss=settings.on_miss == "fetch",
+            ownership=ownership,
         )
         operator = Operator(
             store,
@@ -91,7 +98,7 @@ class Filesystem:
             worker=worker,
             transport=transport,
         )
-        tree = _tree(self._images, self.image_files, operator, serials, group_id(settings))
+        tree = _tree(self._images, operator, serials, group_id(settings))
         self.operations = Operations(tree, serials, self.open_files, self._statfs)
         self._takeover = Takeover(
             self.open_files, self.image_files, store.quick, self._held, self._fetcher
@@ -114,13 +121,19 @@ class Filesystem:
         mount now, and no request is answered before this returns."""
         await trio.to_thread.run_sync(self._running.take_up)
         await nursery.start(self._fetcher.run)
-        for task in (self._evictor.run, self.image_files.idle.close_old, self._hits.run):
+        for task in (
+            self._evictor.run,
+            self.image_files.idle.close_old,
+            self._images.expected.run,
+            self._hits.run,
+        ):
             nursery.start_soon(task)
         await self._takeover.run(open_nodes, first=first)
         log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 
     def end(self) -> None:
         """The mount is gone for good: close what is open, and hold nothing for another worker."""
+        self._images.expected.close()
         self.open_files.close()
         self.image_files.idle.close()
         self._held.clear()
@@ -157,28 +170,22 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(settings.max_size, settings.min_free)
 
 
-def _tree(
-    images: Images, image_files: ImageFiles, operator: Operator, serials: Serials, gid: int | None
-) -> Tree:
+def _tree(images: Images, operator: Operator, serials: Serials, gid: int | None) -> Tree:
     control, nodes, kinds = build(operator, serials, gid)
-
-    def lazy_node(serial: int) -> Node:
-        try:
-            return images.lazy_node(serial)
-        except StaleError:
-            node = image_files.nameless(serial)  # of an earlier worker's time
-            if node is None:
-                raise
-            return node
-
     root = FixedDirectory(ROOT_INODE)
     root.add("images", images)
     root.add("control", control)
     return Tree(
         {
             NodeKind.FIXED: fixed([root, images, *nodes]),
-            NodeKind.CACHED: Nodes(images.cached_node, wait=images.cached_node_in_thread),
-            NodeKind.LAZY: Nodes(lazy_node, images.forget_lazy),
+            NodeKind.CACHED: Nodes(
+                images.cached_node,
+                wait=images.cached_node_in_thread,
+                refused=images.cached_refused,
+            ),
+            NodeKind.LAZY: Nodes(
+                images.lazy_node, images.forget_lazy, refused=images.lazy_refused
+            ),
             **kinds,
         }
     )

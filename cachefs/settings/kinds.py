@@ -4,6 +4,8 @@ A value comes as text (from an option, a variable, a control file) or plain, as 
 it (a text, a number, true, a list of texts). Knows no setting by name.
 """
 
+import grp
+import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +171,30 @@ def _count(text: str) -> int:
     raise InvalidValueError(f"{quoted(text)} is not a whole number from 1 up")
 
 
+def _number_of(text: str, what: str, named: Callable[[str], int]) -> int:
+    """The number of a user or group. 2**32 - 1 means "unchanged" to the kernel, and nobody."""
+    text = text.strip()
+    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**32 - 1:
+        return int(text)
+    try:
+        return named(text)
+    except (KeyError, ValueError):
+        raise InvalidValueError(f"there is no {what} {quoted(text)}") from None
+
+
+def _mode(text: str) -> int:
+    digits = text.strip().removeprefix("0o")
+    try:
+        mode = int(digits, 8) if digits.isascii() and digits.isdigit() else -1
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise InvalidValueError(f"{quoted(text)} is no octal mode up to 0777")
+    if mode & 0o222:
+        raise InvalidValueError(f"{quoted(text)} lets writers in: images are read-only")
+    return mode
+
+
 def _absolute_only(text: str, _: Path) -> str:
     """Unlike a cache directory's, a local source's path is refused in a file unless it is absolute:
     the command line's SOURCE beside it would be meant from another directory."""
@@ -234,5 +260,26 @@ COUNT: Final = Kind(
     syntax="a whole number from 1 up",
     plain=(int,),
     wrong="not a whole number from 1 up",
+)
+USER: Final = Kind(
+    lambda text: _number_of(text, "user", lambda name: pwd.getpwnam(name).pw_uid),
+    metavar="USER",
+    syntax="a user's name or number",
+    plain=(str, int),
+    wrong="neither a user's name nor a number",
+)
+GROUP: Final = Kind(
+    lambda text: _number_of(text, "group", lambda name: grp.getgrnam(name).gr_gid),
+    metavar="GROUP",
+    syntax="a group's name or number",
+    plain=(str, int),
+    wrong="neither a group's name nor a number",
+)
+MODE: Final = Kind(
+    _mode,
+    lambda mode: f"{mode:04o}",
+    metavar="MODE",
+    syntax="`0444`, `440`: octal, without a right to write",
+    wrong='not a text like "0444"',
 )
 FLAG: Final = Kind(_flag, syntax="`true`, `false`", plain=(bool,), wrong="neither true nor false")

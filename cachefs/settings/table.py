@@ -14,6 +14,8 @@ from cachefs.settings.kinds import (
     AMOUNT,
     COUNT,
     FLAG,
+    GROUP,
+    MODE,
     MOUNT_OPTIONS,
     PATH,
     RATE,
@@ -21,6 +23,7 @@ from cachefs.settings.kinds import (
     SOURCE,
     SOURCES,
     TEXT,
+    USER,
     Kind,
     choice,
     maybe,
@@ -109,6 +112,13 @@ class Settings(SettingsTable):
         "pyfuse3, or what works here.",
     )
     control_group = Setting(maybe(TEXT), None, "The group that may write to control/, too.")
+    uid = Setting(
+        maybe(USER), None, "Whose the image files are.", default_text="root, or the daemon's user"
+    )
+    gid = Setting(
+        maybe(GROUP), None, "Their group.", default_text="root's, or that of the daemon's user"
+    )
+    mode = Setting(MODE, 0o444, "Their permissions, which the kernel holds readers to.")
     options = Setting(MOUNT_OPTIONS, (), "Options as of mount -o.", short="-o")
     log_file = Setting(
         maybe(PATH), None, "Where to log.", default_text="syslog; in the foreground, stderr"

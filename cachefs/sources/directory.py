@@ -107,6 +107,7 @@ class DirectorySource:
         """
         with self._open(image_id) as fd:
             size, version = _identify(fd)
+            modified = os.fstat(fd).st_mtime
         return SourceImage(
             image_id=image_id,
             size=size,
@@ -114,6 +115,7 @@ class DirectorySource:
             digest=self._checksums.digest_of(image_id, version),
             ranges=True,
             source=self.url,
+            modified=modified,
         )
 
     def forget_digest(self, image_id: str) -> None:

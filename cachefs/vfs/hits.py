@@ -69,6 +69,11 @@ class Hits:
         self._add(image_id, _Pending(1, self._store.now()))
         self._counted.set()
 
+    def closed(self, image_id: str) -> None:
+        """An image has been closed for the last time: a use of it, and no hit."""
+        self._add(image_id, _Pending(0, self._store.now()))
+        self._counted.set()
+
     def shown(self, read: Callable[[], Entry | None], *, wait: bool) -> Entry | None:
         """The record that *read* reads, with the uses that are not written yet. Raises
         IndexBusyError where *wait* is False and a thread is just writing."""

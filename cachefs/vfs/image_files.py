@@ -7,7 +7,8 @@ absent   nothing                                               an open makes it 
 open     a descriptor, and the lock that every evictor of      an eviction by this process makes it
          every process respects; the image has its name        held, the last close idle
 held     the same, and a link in ``.cachefs/held``: its name   the last close makes it absent
-         is going, or (an image under way) will be another
+         is going, or (an image under way) will be another.
+         So its bytes are counted (:mod:`cachefs.cache.held`)
 idle     a descriptor without the lock, for the next open      an open makes it open; a second, or
          (:mod:`cachefs.vfs.idle`)                             an eviction, absent
 ======== ===================================================== ===================================
@@ -15,7 +16,8 @@ idle     a descriptor without the lock, for the next open      an open makes it 
 A mount whose handles outlive its worker (*lasting*) needs three things of this: a handle's number
 is its inode's, so that another process knows what it means; what is open while it loses its name is
 held by a link; and an image that is being fetched is noted with its version, so that the fetch can
-go on without asking the source. Without (the plain transport) nothing is ever held.
+go on without asking the source. Without (the plain transport) files are held for their bytes to be
+counted, and what a dead worker held is released by the next.
 
 All in the event loop, where nothing is awaited between a look at a state and what is made of it;
 but for :meth:`ImageFiles.hold`, which runs in the evicting thread. INVARIANT: of an open and an
@@ -24,9 +26,9 @@ looks whether the image is leaving, the eviction marks it as leaving and then lo
 registry."""
 
 import dataclasses
+import logging
 import os
-import stat
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
@@ -43,11 +45,13 @@ from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.idle import IdleFiles
 from cachefs.vfs.inodes import NodeKind, join, split
-from cachefs.vfs.nodes import MAX_TIMEOUT, Attributes, Caller, Node, OpenFile
+from cachefs.vfs.nodes import Attributes, Caller, Node, OpenFile, Ownership
 from cachefs.vfs.open_files import Grant, OpenFiles
 from cachefs.vfs.patience import open_in_thread
 from cachefs.vfs.reader import Reader
 from cachefs.vfs.waiting import unless_interrupted
+
+log = logging.getLogger(__name__)
 
 _REMEMBERED_IDS = 4096
 """Image numbers whose ID is remembered: more than a node has in use."""
@@ -73,6 +77,7 @@ class ImageFile(OpenFile):
         self.image = image
         self.entry = image.entry
         self.size = image.entry.size
+        self.modified: float | None = image.entry.last_modified
         self.fd: int = image.fd
         self.held = False
         self._reader = reader
@@ -90,7 +95,8 @@ class ImageFile(OpenFile):
 
 class LazyFile(OpenFile):
     """An image that is being fetched, open; reads wait for their bytes, or until *pid* is
-    interrupted (0: the transport sees to that). On a lasting mount it is held from the start."""
+    interrupted (0: the transport sees to that). It is held from the start: a fetch that fails takes
+    away its name."""
 
     direct = False
 
@@ -106,6 +112,7 @@ class LazyFile(OpenFile):
         self.handle = handle
         self.flight = flight
         self.size = flight.image.size
+        self.modified = flight.image.modified
         self._reader = reader
         self._pid = pid
         self._on_close = on_close
@@ -121,8 +128,8 @@ class LazyFile(OpenFile):
         return await self._reader.read(flight.fd, offset, size, self.size)
 
     def close(self) -> None:
+        self.flight.drop_reader()  # first: what is told of the close may look for room
         self._on_close()
-        self.flight.drop_reader()
 
 
 class LostFile(OpenFile):
@@ -146,14 +153,14 @@ class NamelessNode(Node):
     """An image that was opened while it was being fetched, by way of another process: it is known
     by its inode number only."""
 
-    def __init__(self, file: ImageFile | LazyFile, inode: int) -> None:
+    def __init__(self, file: ImageFile | LazyFile, inode: int, ownership: Ownership) -> None:
         self._file = file
         self._inode = inode
+        self._ownership = ownership
 
     def attributes(self) -> Attributes:
-        return Attributes(
-            self._inode, stat.S_IFREG | 0o444, self._file.size, attr_timeout=MAX_TIMEOUT
-        )
+        file = self._file
+        return self._ownership.attributes(self._inode, file.size, modified=file.modified)
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
         """By ``/proc/PID/fd/N``, say."""
@@ -162,18 +169,44 @@ class NamelessNode(Node):
         return self._file
 
 
+class LostNode(Node):
+    """An image that is open and lost (:class:`LostFile`). How long it was nobody knows, and to say
+    0 would make it an empty file to its readers."""
+
+    def __init__(self, inode: int) -> None:
+        self._number = split(inode)[1]
+
+    def attributes(self) -> Attributes:
+        raise CacheFSError(f"image number {self._number} was lost, with the worker or before")
+
+    async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
+        raise StaleError(f"image number {self._number} was lost")
+
+
 class ImageFiles:
     """The image files of one mount; for the transport it is its
-    :class:`~cachefs.transport.backing.Backing`."""
+    :class:`~cachefs.transport.backing.Backing`. *on_close* is called after the last close of each,
+    when its room may be had."""
 
     def __init__(
-        self, store: QuickStore, held: Held, files: OpenFiles, hits: Hits, *, lasting: bool
+        self,
+        store: QuickStore,
+        held: Held,
+        files: OpenFiles,
+        hits: Hits,
+        *,
+        lasting: bool,
+        on_close: Callable[[], None] = lambda: None,
+        ownership: Ownership = Ownership(),  # noqa: B008 - it is immutable
     ) -> None:
         self._store = store
         self._held = held
         self._files = files
         self._hits = hits
         self._lasting = lasting
+        self._on_close = on_close
+        self._ownership = ownership
+        self._followers: Counter[int] = Counter()
         self._reader = Reader()
         self._leaving: OrderedDict[int, None] = OrderedDict()
         self._ids: OrderedDict[int, str] = OrderedDict()
@@ -243,8 +276,14 @@ class ImageFiles:
         fd = self._held.open(inode)
         if fd is None:
             return None
-        found = os.fstat(fd)
-        entry = Entry("", found.st_size, inode=split(inode)[1], file=file_id(found))
+        status = os.fstat(fd)
+        entry = Entry(
+            "",
+            status.st_size,
+            last_modified=status.st_mtime,
+            inode=split(inode)[1],
+            file=file_id(status),
+        )
         file = self._enter(OpenImage(entry, fd), inode)
         file.held = True
         return file
@@ -254,19 +293,42 @@ class ImageFiles:
         opens at once."""
         return LostFile(inode, lambda: self._held.release(inode))
 
+    def keep(self, entry: Entry) -> Callable[[], None]:
+        """Keep a cached image open, so that it can be opened whatever becomes of it, until the
+        function that is returned is called; no hit. Raises StaleError where it has gone."""
+        inode = join(NodeKind.CACHED, entry.inode)
+        return self._files.keep(self._image_file(inode) or self._open(inode, entry.image_id))
+
     # What is known of open images
+
+    def remember(self, entry: Entry) -> None:
+        """The name of a cached image has been looked up: its number may be asked for from now
+        on."""
+        inode = join(NodeKind.CACHED, entry.inode)
+        if inode not in self._ids:
+            self._ids[inode] = entry.image_id
+            if len(self._ids) > _REMEMBERED_IDS:
+                self._ids.popitem(last=False)
+
+    def remembered(self, serial: int) -> str | None:
+        """The ID of a cached image that had this number, if that is known still."""
+        return self._ids.get(join(NodeKind.CACHED, serial))
 
     def entry(self, serial: int) -> Entry | None:
         """The record of an image that is open, cached still or evicted since."""
         file = self._image_file(join(NodeKind.CACHED, serial))
         return file.entry if file else None
 
-    def nameless(self, serial: int) -> Node | None:
-        """The node of an image that was opened while it was being fetched, if it is open."""
-        inode = join(NodeKind.LAZY, serial)
+    def nameless(self, inode: int) -> Node | None:
+        """The node of an image that is open and of which nothing else is known: opened while it was
+        being fetched, or lost."""
         grant = self._files.opened(inode)
         file = grant.file if grant else None
-        return NamelessNode(file, inode) if isinstance(file, ImageFile | LazyFile) else None
+        if isinstance(file, LostFile):
+            return LostNode(inode)
+        if isinstance(file, ImageFile | LazyFile):
+            return NamelessNode(file, inode, self._ownership)
+        return None
 
     # What happens to images
 
@@ -278,9 +340,9 @@ class ImageFiles:
         if len(self._leaving) > _LEAVING:
             self._leaving.popitem(last=False)
         self.idle.drop(inode)
-        while self._lasting and (file := self._image_file(inode)) is not None:
+        while (file := self._image_file(inode)) is not None:
             file.held = True
-            self._held.keep(entry.image_id, inode)
+            self._hold(lambda: self._held.keep(entry.image_id, inode))
             if self._files.opened(inode) is not None:
                 break
             # Closed meanwhile; or opened again since, whose link this takes away: look again.
@@ -291,7 +353,10 @@ class ImageFiles:
         if flight.error is None and self._lasting:
             for grant in self._files:
                 if isinstance(grant.file, LazyFile) and grant.file.flight is flight:
-                    self.note(flight.image, grant.handle, complete=True)
+                    try:
+                        self.note(flight.image, grant.handle, complete=True)
+                    except OSError as error:  # the next worker looks whether it was published
+                        log.warning("cannot note that %d is complete: %s", grant.handle, error)
 
     def note(self, image: SourceImage, inode: int, *, complete: bool) -> None:
         """Write down for the next worker what is open as *inode*, and whether it was published."""
@@ -312,8 +377,6 @@ class ImageFiles:
         return file
 
     def _open(self, inode: int, image_id: str | None) -> ImageFile:
-        if self._files.opened(inode) is not None:
-            raise StaleError(f"image number {split(inode)[1]} was lost while it was open")
         image = self.idle.take(inode)
         if image is None:
             image_id = image_id or self._image_id(inode)
@@ -346,9 +409,13 @@ class ImageFiles:
         if join(NodeKind.CACHED, image.entry.inode) != inode:
             image.close()
             raise StaleError(f"image {image.entry.image_id!r} has been fetched anew")
+        lost = self._files.opened(inode) is not None
         file = self._enter(image, inode)
+        if lost:  # and found again: its readers, who got errors, go on
+            file.held = True
+            self._files.replace(file)
         # After it has entered, for hold() looks in the other order.
-        if inode in self._leaving and self._lasting:
+        if inode in self._leaving:
             self._hold_leaving(file)
         return file
 
@@ -361,11 +428,31 @@ class ImageFiles:
         """Hold the file of an image that was opened while it was being evicted. Raises StaleError
         where that is too late."""
         file.held = True
-        if not self._held.keep_open(file.fd, file.handle):
-            grant = self._files.opened(file.handle)
-            if grant is not None:
-                self._files.remove(grant)
+        try:
+            held = self._hold(lambda: self._held.keep_open(file.fd, file.handle))
+        except OSError:
+            self._refuse(file)
+            raise
+        if not held:
+            self._refuse(file)
             raise StaleError(f"image {file.entry.image_id!r} has just been evicted")
+
+    def _refuse(self, file: ImageFile) -> None:
+        """Nothing comes of the open of a file that has entered."""
+        grant = self._files.opened(file.handle)
+        if grant is not None and not grant.opens:
+            self._files.remove(grant)
+
+    def _hold(self, link: Callable[[], bool]) -> bool:
+        """Hold a file by *link*. A mount that does not last can do without on a filesystem that
+        refuses: the bytes of this file are not counted once its name has gone."""
+        try:
+            return link()
+        except OSError as error:
+            if self._lasting:
+                raise
+            log.warning("bytes of an open image are not counted any more: %s", error)
+            return True
 
     def _image_id(self, inode: int) -> str:
         """The image with this number: a number never means another one, so what was found once is
@@ -375,32 +462,52 @@ class ImageFiles:
             entry = self._store.by_inode(split(inode)[1])
             if entry is None:
                 raise StaleError(f"image number {split(inode)[1]} has been evicted")
-            image_id = self._ids[inode] = entry.image_id
-            if len(self._ids) > _REMEMBERED_IDS:
-                self._ids.popitem(last=False)
+            self.remember(entry)
+            image_id = entry.image_id
         return image_id
 
     def _follow(self, flight: Flight, inode: int, pid: int) -> LazyFile:
-        if not self._lasting:
-            return LazyFile(flight, self._reader, pid=pid, handle=0, on_close=lambda: None)
-        # Before the kernel hears of the open: the next worker must find the file, and what it is.
-        self.note(flight.image, inode, complete=False)
-        self._held.keep_open(flight.fd, inode)
+        if not self._followers[inode]:
+            try:
+                # Before the kernel hears of the open: the next worker must find the file, and what
+                # it is.
+                if self._lasting:
+                    self.note(flight.image, inode, complete=flight.is_published)
+                self._hold(lambda: self._held.keep_open(flight.fd, inode))
+            except OSError:
+                self._held.release(inode)
+                raise
+        self._followers[inode] += 1
+        handle, pid = (inode, 0) if self._lasting else (0, pid)
         return LazyFile(
             flight,
             self._reader,
-            pid=0,
-            handle=inode,
-            on_close=lambda: self._held.release(inode),
+            pid=pid,
+            handle=handle,
+            on_close=lambda: self._left(flight, inode),
         )
+
+    def _left(self, flight: Flight, inode: int) -> None:
+        """An image that was opened while it was being fetched is closed."""
+        self._followers[inode] -= 1
+        if self._followers[inode] <= 0:
+            del self._followers[inode]
+            self._held.release(inode)
+            if flight.is_published:
+                self._hits.closed(flight.image.image_id)
+        self._on_close()
 
     def _closed(self, file: ImageFile) -> None:
         """The last open of a complete image is closed; it has left the registry."""
         inode = file.handle
+        leaving = inode in self._leaving
+        if file.entry.image_id and not leaving:
+            self._hits.closed(file.entry.image_id)  # least recently used is what was closed first
         if file.held:
             file.image.close()
             self._held.release(inode)
-            return
-        self.idle.keep(inode, file.image)
-        if inode in self._leaving:  # hold() may have looked before
-            self.idle.drop(inode)
+        else:
+            self.idle.keep(inode, file.image)
+            if inode in self._leaving:  # hold() may have looked before
+                self.idle.drop(inode)
+        self._on_close()

@@ -3,10 +3,15 @@
 A cached image and the same image while it was fetched are two nodes with two inode numbers, because
 an inode's pages and I/O mode are one thing for the kernel. Owns the nodes and what is remembered of
 the source's answers; open files are :mod:`cachefs.vfs.image_files`'s, fetching is the fetcher's,
-deciding the cache's."""
+deciding the cache's.
+
+INVARIANT: a number stands for one version of an image, for ever. Where it can be opened no more it
+is stale, and the kernel looks the name up again; what it finds then is kept for the open that
+follows (:mod:`cachefs.vfs.expected`), so no reader ever gets ESTALE."""
 
 import stat
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -20,8 +25,10 @@ from cachefs.errors import (
     StaleError,
 )
 from cachefs.fetcher import Fetcher, Flight
+from cachefs.fetcher.concurrency import without_traceback
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
+from cachefs.vfs.expected import Expected
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, Serials, join
@@ -34,8 +41,9 @@ from cachefs.vfs.nodes import (
     Listing,
     Node,
     OpenFile,
+    Ownership,
 )
-from cachefs.vfs.patience import at_once_or
+from cachefs.vfs.patience import at_once_or, in_thread
 from cachefs.vfs.waiting import unless_interrupted
 
 NAME_TIMEOUT = 1.0
@@ -44,8 +52,6 @@ process evicted the image. What this daemon evicts it tells the kernel at once."
 
 ANSWER_TIMEOUT = 5.0
 """Seconds for which the source's description of an image is believed without a fetch of it."""
-
-_FILE_MODE = stat.S_IFREG | 0o444
 
 
 class CachedNode(Node):
@@ -57,14 +63,12 @@ class CachedNode(Node):
 
     def attributes(self) -> Attributes:
         entry = self.entry
-        return Attributes(
+        return self._images.ownership.attributes(
             join(NodeKind.CACHED, entry.inode),
-            _FILE_MODE,
             entry.size,
-            mtime_ns=int(entry.last_modified * 1e9),
-            atime_ns=int(entry.last_accessed * 1e9),
+            modified=entry.last_modified,
+            accessed=entry.last_accessed,
             entry_timeout=NAME_TIMEOUT,
-            attr_timeout=MAX_TIMEOUT,
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
@@ -97,12 +101,11 @@ class LazyNode(Node):
     lookups: int = 0
 
     def attributes(self) -> Attributes:
-        return Attributes(
+        return self.images.ownership.attributes(
             join(NodeKind.LAZY, self.serial),
-            _FILE_MODE,
             self.image.size,
+            modified=self.image.modified,
             entry_timeout=NAME_TIMEOUT,
-            attr_timeout=MAX_TIMEOUT,
         )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
@@ -136,7 +139,10 @@ class Images(Directory):
         hits: Hits,
         *,
         fetch_on_miss: bool,
+        ownership: Ownership = Ownership(),  # noqa: B008 - it is immutable
     ) -> None:
+        self.ownership = ownership
+        self.expected = Expected()
         self._store = store
         self._fetcher = fetcher
         self._serials = serials
@@ -154,20 +160,40 @@ class Images(Directory):
 
     async def lookup(self, name: bytes, caller: Caller) -> Node:
         image_id = check_image_id(name)
-        entry = await self._cached(image_id)
-        if entry is not None:
-            return CachedNode(self, entry)
+        cached = await self._cached(image_id)
+        if cached is not None:
+            return cached
         if not self._fetch_on_miss:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         node = self._known(image_id)
         if node is None:
             image = await unless_interrupted(caller.pid, lambda: self._fetcher.stat(image_id))
-            entry = await self._cached(image_id)  # it may have been published while we waited
-            if entry is not None:
-                return CachedNode(self, entry)
+            cached = await self._cached(image_id)
+            if cached is not None:
+                return cached
             node = self._known(image_id) or self._remember(image)
+        if self.expected.expects(image_id):
+            flight = self._flight(node)
+            flight.add_reader()
+            self.expected.keep(flight.drop_reader)
         node.lookups += 1
         return node
+
+    async def _cached(self, image_id: str) -> CachedNode | None:
+        """The node of an image if it is cached; kept open where the kernel is to open it next."""
+        while (entry := await self._recorded(image_id)) is not None:
+            self._files.remember(entry)
+            if self.expected.expects(image_id) or self.expected.expects(None):
+                try:
+                    self.expected.keep(self._files.keep(entry))
+                except StaleError:  # it has just been evicted: look again
+                    continue
+                except IndexBusyError:
+                    with suppress(ImageNotFoundError):
+                        await in_thread(lambda: self._store.waiting.open_image(image_id).close())
+                    continue
+            return CachedNode(self, entry)
+        return None
 
     async def open_listing(self) -> Listing:
         return self
@@ -198,16 +224,29 @@ class Images(Directory):
 
     def _node(self, serial: int, entry: Entry | None) -> Node:
         entry = entry or self._files.entry(serial)
-        if entry is None:
+        if entry is not None:
+            return CachedNode(self, entry)
+        node = self._files.nameless(join(NodeKind.CACHED, serial))
+        if node is None:
             raise StaleError(f"image number {serial} has been evicted")
-        return CachedNode(self, entry)
+        return node
 
     def lazy_node(self, serial: int) -> Node:
-        """The node of an image not cached. Raises StaleError."""
-        try:
-            return self._lazy[serial]
-        except KeyError:
-            raise StaleError(f"image number {serial} is forgotten") from None
+        """The node of an image not cached, or that was not when it was opened. Raises
+        StaleError."""
+        node = self._lazy.get(serial) or self._files.nameless(join(NodeKind.LAZY, serial))
+        if node is None:
+            raise StaleError(f"image number {serial} is forgotten")
+        return node
+
+    def cached_refused(self, serial: int) -> None:
+        """An open of a cached image was refused as stale."""
+        self.expected.refused(self._files.remembered(serial))
+
+    def lazy_refused(self, serial: int) -> None:
+        """An open of an image that was not cached was refused as stale."""
+        node = self._lazy.get(serial)
+        self.expected.refused(node.image.image_id if node else None)
 
     def forget_lazy(self, serial: int, lookups: int) -> None:
         """The kernel has dropped *lookups* references to a lazy node."""
@@ -247,14 +286,13 @@ class Images(Directory):
         fetch of it (NoRoomError, say)."""
         image_id = node.image.image_id
         flight = node.flight
-        if flight is None or flight.cancelled or flight.finished.is_set():
-            cached = await self._cached(image_id)
+        if flight is None or not flight.can_be_joined:
+            cached = await self._recorded(image_id)
             if cached is not None or self._lazy_by_id.get(image_id) is not node:
+                if flight is not None and flight.error is not None and self._is_second(image_id):
+                    raise without_traceback(flight.error)
                 raise StaleError(f"image {image_id!r} is another by now")
-            flight = self._fetcher.start(node.image)  # nothing is awaited before it is the node's
-            if flight.image != node.image:  # begun for another, who asked the source later
-                raise StaleError(f"image {image_id!r} is being fetched in another version")
-            node.flight = flight
+            flight = self._flight(node)  # nothing is awaited before it is the node's
         try:
             file = await self._files.lazy(node.serial, flight, caller)
         except ImageExistsError as error:  # another process was faster
@@ -272,17 +310,31 @@ class Images(Directory):
 
     # Inside
 
-    async def _cached(self, image_id: str) -> Entry | None:
+    async def _recorded(self, image_id: str) -> Entry | None:
         return await at_once_or(
             lambda: self._store.get(image_id), lambda: self._store.waiting.get(image_id)
         )
+
+    def _flight(self, node: LazyNode) -> Flight:
+        """The fetch of a node's version. Raises StaleError where another version is fetched."""
+        if node.flight is None or not node.flight.can_be_joined:
+            flight = self._fetcher.start(node.image)
+            if not is_same_version(flight.image, node.image):
+                # begun for another, who asked the source later
+                raise StaleError(f"image {node.image.image_id!r} is fetched in another version")
+            node.flight = flight
+        return node.flight
+
+    def _is_second(self, image_id: str) -> bool:
+        """Whether a stale answer to an open would be the second to its reader."""
+        return self.expected.expects(image_id)
 
     def _known(self, image_id: str) -> LazyNode | None:
         """The node of an image under way, or of one the source has described just now."""
         flight = self._fetcher.flights.get(image_id)
         node = self._lazy_by_id.get(image_id)
         if flight is not None:
-            if node is None or node.image != flight.image:
+            if node is None or not is_same_version(node.image, flight.image):
                 node = self._remember(flight.image)
             node.flight = flight
         elif node is not None and trio.current_time() - node.asked > ANSWER_TIMEOUT:
@@ -299,6 +351,17 @@ class Images(Directory):
         self._lazy[node.serial] = node
         self._lazy_by_id[image.image_id] = node
         return node
+
+
+def is_same_version(one: SourceImage, other: SourceImage) -> bool:
+    """Whether both describe the same bytes: by their digest where both have one, else by all that
+    one source says, but for its date where it has a name for the version."""
+    if one.size != other.size or one.source != other.source:
+        return one.size == other.size and one.digest is not None and one.digest == other.digest
+    if one.digest is not None and other.digest is not None:
+        return one.digest == other.digest
+    named = one.version is not None
+    return replace(one, modified=None) == replace(other, modified=None) if named else one == other
 
 
 def _xattrs(**values: object) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from cachefs.errors import (
     NotPermittedError,
     ReadOnlyError,
 )
+from cachefs.units import to_ns
 
 MAX_TIMEOUT = 86400.0
 """Seconds for which the kernel may believe what never changes."""
@@ -33,15 +34,16 @@ NOBODY = Caller(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """A node's attributes. *size* is in bytes, *gid* None for the daemon's, times in nanoseconds
-    since the epoch, timeouts in seconds: for how long the kernel may believe the name and the
-    attributes without asking again."""
+    """A node's attributes. *size* is in bytes; *uid* and *gid* are None for the daemon's, times in
+    nanoseconds since the epoch or None where there is none of its own; timeouts in seconds: for how
+    long the kernel may believe the name and the attributes without asking again."""
 
     inode: int
     mode: int
     size: int = 0
-    mtime_ns: int = 0
-    atime_ns: int = 0
+    mtime_ns: int | None = None
+    atime_ns: int | None = None
+    uid: int | None = None
     gid: int | None = None
     entry_timeout: float = 0.0
     attr_timeout: float = 0.0
@@ -50,6 +52,39 @@ class Attributes:
     def is_directory(self) -> bool:
         """Whether this is a directory's."""
         return stat.S_ISDIR(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whose the image files are, and who may read them: *uid* and *gid* None for the daemon's,
+    *mode* the permission bits. The kernel holds to it (``default_permissions``)."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int = 0o444
+
+    def attributes(
+        self,
+        inode: int,
+        size: int,
+        *,
+        modified: float | None,
+        accessed: float | None = None,
+        entry_timeout: float = 0.0,
+    ) -> Attributes:
+        """Those of an image's node, which are believed for good: its bytes never change. Times in
+        seconds since the epoch, None where nobody knows."""
+        return Attributes(
+            inode,
+            stat.S_IFREG | self.mode,
+            size,
+            mtime_ns=None if modified is None else to_ns(modified),
+            atime_ns=None if accessed is None else to_ns(accessed),
+            uid=self.uid,
+            gid=self.gid,
+            entry_timeout=entry_timeout,
+            attr_timeout=MAX_TIMEOUT,
+        )
 
 
 @dataclass(frozen=True, slots=True)

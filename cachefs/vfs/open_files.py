@@ -5,11 +5,12 @@ earlier worker of the mount was asked for (:mod:`cachefs.vfs.takeover`). What th
 the transport's to remember over the death of a worker (:mod:`cachefs.transport.open_table`); this
 is what this worker does about it.
 
-INVARIANT: a file is in the registry exactly while it has opens, but for the moment between
-:meth:`OpenFiles.enter` and :meth:`OpenFiles.grant`, in which nothing is awaited. With its last open
-it leaves the registry first and is closed then."""
+INVARIANT: a file is in the registry exactly while it has opens or is kept for one
+(:meth:`OpenFiles.keep`), but for the moment between :meth:`OpenFiles.enter` and
+:meth:`OpenFiles.grant`, in which nothing is awaited. With its last open it leaves the registry
+first and is closed then."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cachefs.vfs.handles import new_handle
 from cachefs.vfs.inodes import Serials
@@ -20,7 +21,7 @@ class Grant:
     """An open file and how many opens it has; see :class:`cachefs.transport.backing.Grant`, which
     this is. *fd* is the file's :attr:`~cachefs.vfs.nodes.OpenFile.fd`."""
 
-    __slots__ = ("_registry", "fd", "file", "handle", "opens")
+    __slots__ = ("_registry", "fd", "file", "handle", "kept", "opens")
 
     def __init__(self, registry: "OpenFiles", handle: int, file: OpenFile) -> None:
         self._registry = registry
@@ -28,6 +29,7 @@ class Grant:
         self.file = file
         self.fd = file.fd
         self.opens = 0
+        self.kept = 0
 
     def read_fd(self, start: int, stop: int) -> int | None:
         """A descriptor whose bytes [*start*, *stop*) are the file's for good, or None."""
@@ -36,7 +38,15 @@ class Grant:
     def close(self) -> None:
         """One open less; the last closes the file."""
         self.opens -= 1
-        if self.opens <= 0:
+        self._close_if_unused()
+
+    def let_go(self) -> None:
+        """It is kept once less."""
+        self.kept -= 1
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self.opens <= 0 and self.kept <= 0:
             self._registry.remove(self)
 
 
@@ -74,9 +84,22 @@ class OpenFiles:
         grant.opens += opens
         return grant
 
+    def keep(self, file: OpenFile) -> Callable[[], None]:
+        """Keep a file with a handle of its own open, whatever opens it has, until the function that
+        is returned is called."""
+        grant = self._grants.setdefault(file.handle, Grant(self, file.handle, file))
+        grant.kept += 1
+        return grant.let_go
+
+    def replace(self, file: OpenFile) -> None:
+        """Have *file* stand for what is open under its handle, which is not closed."""
+        grant = self._grants[file.handle]
+        grant.file, grant.fd = file, file.fd
+
     def remove(self, grant: Grant) -> None:
         """Close a file that has no opens any more, or whose open came to nothing."""
-        if self._grants.pop(grant.handle, None) is not None:
+        if self._grants.get(grant.handle) is grant:
+            del self._grants[grant.handle]
             grant.file.close()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cachefs.errors import IndexBusyError, StaleError
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, split
-from cachefs.vfs.nodes import Node
+from cachefs.vfs.nodes import Caller, Node, OpenFile
 from cachefs.vfs.patience import in_thread
 
 
@@ -13,15 +13,21 @@ def _never_forget(serial: int, lookups: int) -> None:
     """For kinds of nodes that are found without being remembered."""
 
 
+def _let_be(serial: int) -> None:
+    """For kinds of nodes that are looked up again without more ado."""
+
+
 @dataclass(frozen=True, slots=True)
 class Nodes:
     """How nodes of a kind are found: *find* gives the node of a serial (raises StaleError),
-    *forget* hears that the kernel has dropped some references to it. Where *find* may raise
-    IndexBusyError, *wait* is called in a thread instead."""
+    *forget* hears that the kernel has dropped some references to it, *refused* that an open of it
+    was refused as stale. Where *find* may raise IndexBusyError, *wait* is called in a thread
+    instead."""
 
     find: Callable[[int], Node]
     forget: Callable[[int, int], None] = _never_forget
     wait: Callable[[int], Node] | None = None
+    refused: Callable[[int], None] = _let_be
 
 
 class Tree:
@@ -38,6 +44,18 @@ class Tree:
         except KeyError:
             raise StaleError(f"inode number {inode} is of no kind") from None
         return nodes.find(serial)
+
+    async def open(self, inode: int, caller: Caller, *, writing: bool) -> OpenFile:
+        """Open the node of an inode number. Raises StaleError, upon which the kernel looks the name
+        up again, and as :meth:`Node.open`."""
+        try:
+            node = await self.node_when_free(inode)
+            return await node.open(caller, writing=writing)
+        except StaleError:
+            kind, serial = split(inode)
+            if kind in self._kinds:
+                self._kinds[kind].refused(serial)
+            raise
 
     async def node_when_free(self, inode: int) -> Node:
         """As :meth:`node`, where the index may be locked."""

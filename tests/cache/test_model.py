@@ -1,4 +1,4 @@
-"""``ImageCache`` against a model of plain dicts: cached, queued, hit, pinned, evicted."""
+"""``ImageCache`` against a model of plain dicts: cached, queued, hit, pinned, held, evicted."""
 
 import hashlib
 import os
@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 from support.place import Place, content
 
+from cachefs.cache import Held, Layout
 from cachefs.drivers import DRIVERS
 from cachefs.errors import ChecksumError, ImageNotFoundError
 
@@ -29,7 +30,7 @@ LIMITS = st.sampled_from([50, 100])
 CHUNKS = st.lists(st.integers(0, 45), max_size=4)
 
 
-@dataclass
+@dataclass(eq=False)
 class Image:
     """What the model knows of a cached image; *used* orders by last access."""
 
@@ -52,6 +53,7 @@ class Machine(RuleBasedStateMachine):
         self.queue: list[str] = []
         self.rejected: dict[str, int] = {}
         self.abandoned: dict[str, int] = {}
+        self.held: dict[int, Image] = {}
         self.moment = 10**6
 
     def teardown(self) -> None:
@@ -65,8 +67,12 @@ class Machine(RuleBasedStateMachine):
         return self.moment
 
     def taken(self) -> int:
-        others = sum(self.rejected.values()) + sum(self.abandoned.values())
+        others = sum(self.rejected.values()) + sum(self.abandoned.values()) + self.only_held()
         return others + sum(image.size for image in self.images.values())
+
+    def only_held(self) -> int:
+        """Bytes of the images that were evicted while they were held."""
+        return sum(i.size for i in set(self.held.values()) - set(self.images.values()))
 
     def make_room(self, limit: int) -> tuple[int, int]:
         files = size = 0
@@ -74,7 +80,7 @@ class Machine(RuleBasedStateMachine):
             if self.taken() > limit and any(leftovers.values()):
                 leftovers.clear()
         for image_id, image in sorted(self.images.items(), key=lambda item: item[1].used):
-            if self.taken() > limit and not image.pinned:
+            if self.taken() > limit and not image.pinned and image not in self.held.values():
                 del self.images[image_id]
                 files, size = files + 1, size + image.size
         return files, size
@@ -85,7 +91,8 @@ class Machine(RuleBasedStateMachine):
         end = 0
         for chunk in filter(None, chunks):
             end += chunk
-            kept = sum(image.size for image in self.images.values() if image.pinned)
+            pinned = {image for image in self.images.values() if image.pinned}
+            kept = sum(image.size for image in pinned.union(self.held.values()))
             if end + kept > self.limit:
                 return False
             self.make_room(self.limit - end)
@@ -97,6 +104,7 @@ class Machine(RuleBasedStateMachine):
     def open(self, limit: int) -> None:
         self.limit = limit
         self.cache = self.place.cache(max_size=limit)
+        self.links = Held(Layout(self.place.path))
 
     @rule(limit=LIMITS)
     def reopen(self, limit: int) -> None:
@@ -211,6 +219,18 @@ class Machine(RuleBasedStateMachine):
         self.cache._store.pin(image_id, pinned)
         self.images[image_id].pinned = pinned
 
+    @rule(image_id=IDS, number=st.integers(1, 3))
+    def hold(self, image_id: str, number: int) -> None:
+        """As a mount does with an open image whose name is going."""
+        if image_id in self.images:
+            assert self.links.keep(image_id, number)
+            self.held[number] = self.images[image_id]
+
+    @rule(number=st.integers(1, 3))
+    def release(self, number: int) -> None:
+        self.links.release(number)
+        self.held.pop(number, None)
+
     @rule()
     def prune(self) -> None:
         assert self.cache.prune() == self.make_room(self.limit)
@@ -240,6 +260,14 @@ class Machine(RuleBasedStateMachine):
             }
             assert self.cache.get_cache_size() == sum(i.size for i in self.images.values())
             assert self.place.names() == sorted(self.images)
+
+    @invariant()
+    def the_room_taken_is_that_of_the_model(self) -> None:
+        if hasattr(self, "cache"):
+            usage = self.cache._store.usage()
+            assert usage.held == self.only_held()
+            taken = usage.cached + usage.reserved + usage.rejected + usage.held
+            assert taken == self.taken()
 
     @invariant()
     def the_rest_of_the_directory_is_that_of_the_model(self) -> None:

@@ -17,6 +17,7 @@ from support.requests import Requests, context
 from cachefs.fetcher.answers import NEGATIVE_TTL
 from cachefs.image import RESERVED_NAMES
 from cachefs.sources import open_source
+from cachefs.units import to_ns
 from cachefs.vfs.images import ANSWER_TIMEOUT, NAME_TIMEOUT
 from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE, NodeKind, join, split
 
@@ -202,8 +203,8 @@ async def test_a_cached_image_has_the_times_of_its_record(served: Served) -> Non
         record = worker.store.quick.get("a")
         assert record is not None
         entry = await worker.ask.lookup("images/a")
-        assert entry.st_mtime_ns == int(record.last_modified * 1e9)
-        assert entry.st_atime_ns == int(record.last_accessed * 1e9)
+        assert entry.st_mtime_ns == to_ns(record.last_modified)
+        assert entry.st_atime_ns == to_ns(record.last_accessed)
 
 
 async def test_the_kernel_may_believe_a_name_briefly_and_attributes_long(served: Served) -> None:

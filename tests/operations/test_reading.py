@@ -267,15 +267,15 @@ async def test_an_image_evicted_while_it_is_open_is_read_on(
 
 
 @every_mode
-async def test_an_evicted_image_that_is_open_is_held_where_handles_outlive_the_worker(
-    served: Served, mode: str
-) -> None:
+async def test_an_evicted_image_that_is_open_is_held_and_counted(served: Served, mode: str) -> None:
     async with served(mode=mode, images={"a": SMALL}) as worker:
         handle = await worker.ask.open("images/a")
         worker.store.evict("a")
-        assert worker.held == ([str(handle.inode)] if mode == "relay" else [])
+        assert worker.held == [str(handle.inode)]
+        assert worker.store.usage().held == len(SMALL)
         await worker.ask.release(handle)
         assert worker.held == []
+        assert worker.store.usage().held == 0
 
 
 @every_mode

@@ -213,10 +213,38 @@ async def test_nothing_can_be_made_where_the_cache_alone_puts_records(
             await worker.ask.touch(f"control/{name}/img")
 
 
-async def test_pinning_what_is_not_cached_is_not_possible(served: Served) -> None:
+async def test_what_is_not_cached_is_queued_and_pinned_when_it_is(
+    served: Served, held: FakeSource
+) -> None:
     async with served() as worker:
-        with refused(errno.ENOENT):
-            await worker.ask.touch("control/pinned/img")
+        await worker.ask.touch("control/pinned/img")
+        assert await worker.ask.listdir("control/pinned") == ["img"]
+        assert (await worker.record("pinned/img"))["state"] in {"queued", "incomplete"}
+        held.gate.set()
+        await worker.cached("img")
+        record = await worker.record("pinned/img")
+        assert (record["state"], record["pinned"]) == ("cached", True)
+        with refused(errno.EBUSY):
+            await worker.ask.unlink("control/cached/img")
+
+
+async def test_an_image_that_was_to_be_pinned_and_is_not_any_more_is_cached_without(
+    served: Served, held: FakeSource
+) -> None:
+    async with served() as worker:
+        await worker.ask.touch("control/pinned/img")
+        await worker.ask.unlink("control/pinned/img")
+        held.gate.set()
+        await worker.cached("img")
+        assert await worker.ask.listdir("control/pinned") == []
+
+
+async def test_an_image_to_be_pinned_that_cannot_be_had_says_so_in_pinned(served: Served) -> None:
+    async with served() as worker:
+        await worker.ask.touch("control/pinned/lacking")
+        await worker.failed("lacking")
+        record = await worker.record("pinned/lacking")
+        assert (record["state"], record["pinned"]) == ("invalid", True)
 
 
 async def test_a_record_takes_no_text(served: Served) -> None:

@@ -5,6 +5,7 @@ the process at the other end of a socket, in the kernel's place, tells it.
 request, so that a start costs no imports; :mod:`support.worker_process` is the other end. Knows
 nothing of what a test expects."""
 
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -25,11 +26,12 @@ import pyfuse3
 import trio
 
 from cachefs import vfs
-from cachefs.cache import Layout, Store
+from cachefs.cache import Layout, Store, Usage
+from cachefs.cache.layout import files_in
 from cachefs.control import TransportStatus, WorkerStatus
 from cachefs.errors import CacheFSError, errno_of
 from cachefs.mount.filesystem import Filesystem, limits_of
-from cachefs.settings import RunningSettings
+from cachefs.settings import RunningSettings, Settings
 from cachefs.settings.load import load
 from cachefs.sources import SourceImage
 from cachefs.sources.directory import DirectorySource
@@ -91,8 +93,9 @@ class Worker:
         )
         self._cache_dir = cache_dir
         self.store = Store(cache_dir, limits_of(settings))
+        self._running = RunningSettings(settings, "mount", Layout(cache_dir))
         self.filesystem = Filesystem(
-            RunningSettings(settings, "mount", Layout(cache_dir)),
+            self._running,
             self.store,
             GatedSource(plan["origin"], Path(plan["gates"])),
             worker=WorkerStatus(os.getpid(), time.time()),
@@ -222,24 +225,57 @@ class Worker:
                 or fetcher._prefetching
                 or self.store.queued_ids()
                 or self._files.idle._files
+                or not self.filesystem._images.expected.idle
             )
 
         await _until(lambda: not busy(), "everything to settle")
         return {}
 
+    async def limit(self, max_size: int) -> dict[str, Any]:
+        """As ``control/max_size`` does."""
+
+        def change() -> None:
+            self._running.change(Settings.max_size, str(max_size))
+            self.filesystem._evictor.keep_limits()
+
+        await trio.to_thread.run_sync(change)
+        return await self.report()
+
     async def report(self) -> dict[str, Any]:
-        usage = await trio.to_thread.run_sync(self.store.usage)
+        def measure() -> tuple[Usage, int]:
+            with self.store._lock:
+                return self.store.usage(), self._measured()
+
+        usage, measured = await trio.to_thread.run_sync(measure)
         registry = self.filesystem.open_files
         return {
-            "opens": {str(grant.handle): grant.opens for grant in registry},
+            "opens": {str(grant.handle): grant.opens for grant in registry if grant.opens},
             "complete": [grant.handle for grant in registry if _is_complete(grant.file)],
             "under_way": sorted(self._fetcher.under_way()),
             "limit": usage.limit,
             "cached": usage.cached,
             "reserved": usage.reserved,
             "rejected": usage.rejected,
+            "held": usage.held,
+            "measured": measured,
             "descriptors": self._descriptors(),
         }
+
+    def _measured(self) -> int:
+        """The bytes of all files of images, whatever leads to them: each once."""
+        sizes: dict[int, int] = {}
+        layout = Layout(self._cache_dir)
+        for directory in (layout.base, layout.incomplete_dir, layout.invalid_dir, layout.held_dir):
+            for name, status in files_in(directory):
+                if not name.startswith(("cache.db", ".")) and not name.endswith((".json", ".new")):
+                    sizes[status.st_ino] = status.st_size
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(link.readlink()).startswith(f"{layout.base}/"):
+                    status = link.stat()
+                    if not status.st_nlink:
+                        sizes[status.st_ino] = status.st_size
+        return sum(sizes.values())
 
     async def peek(self, ranges: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
         """The digests of the ranges of open files that can be read without waiting, else None."""
@@ -324,6 +360,7 @@ async def obey(sock: socket.socket, plan: dict[str, Any]) -> None:
 def work(sock: socket.socket, plan: dict[str, Any]) -> int:
     """The life of one worker; its exit status."""
     vfs.idle.IDLE_SECONDS = 0.02
+    vfs.expected.KEPT_SECONDS = 0.2
     faulthandler.register(signal.SIGUSR1)
     try:
         trio.run(obey, sock, plan)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -122,6 +123,7 @@ class Kernel:
         self.sizes: dict[int, int] = {}
         self.versions: dict[int, Version] = {}
         self.pinned: set[str] = set()
+        self.over = 0
         self.does = self.start(first=True)
 
     def start(self, *, first: bool = False) -> WorkerProcess:
@@ -333,10 +335,24 @@ class Kernel:
 
     def check(self) -> None:
         report = self.does.call("report")
-        assert report["cached"] + report["reserved"] + report["rejected"] <= report["limit"]
+        self.check_limit(report)
         counted = {str(inode): opened.opens for inode, opened in self.opened.items()}
         assert report["opens"] == counted
         self.check_bytes()
+
+    def check_limit(self, report: dict[str, Any]) -> None:
+        """What is accounted for is what there is, and within the limit; above a limit that was
+        lowered it never grows, and is what is open, pinned or under way."""
+        parts = [report[part] for part in ("cached", "reserved", "rejected", "held")]
+        assert sum(parts) == report["measured"], parts
+        assert sum(parts) <= max(report["limit"], self.over)
+        self.over = sum(parts) if self.over and sum(parts) > report["limit"] else 0
+
+    def limit(self, max_size: int) -> None:
+        """By ``control/max_size``."""
+        report = self.does.call("limit", max_size=max_size)
+        self.max_size = max_size
+        self.over = sum(report[part] for part in ("cached", "reserved", "rejected", "held"))
 
     def check_bytes(self) -> None:
         """Of every open file, what is there to be read at once."""
@@ -363,7 +379,7 @@ class Kernel:
         assert report["opens"] == {}
         assert report["descriptors"] == []
         assert names(self.cache_dir / ".cachefs" / "held") == []
-        assert report["reserved"] == 0
+        assert report["reserved"] == report["held"] == 0
         assert names(self.cache_dir / "incomplete") == []
         cached = [self.cache_dir / name for name in SIZES]
         assert report["cached"] == sum(path.stat().st_size for path in cached if path.exists())
@@ -462,6 +478,10 @@ class Machine(RuleBasedStateMachine):
     @rule(image_id=IDS, known=st.booleans())
     def kill_in_open(self, image_id: str, known: bool) -> None:
         self.step(Kernel.kill_in_open, image_id, known=known)
+
+    @rule(max_size=LIMITS)
+    def limit(self, max_size: int) -> None:
+        self.step(Kernel.limit, max_size)
 
     @rule(take=st.sampled_from([Kernel.deliver, Kernel.kill, Kernel.end]))
     def go_on(self, take: Callable[..., object]) -> None:
