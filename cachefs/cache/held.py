@@ -66,8 +66,12 @@ class Held:
     def note(self, number: int, members: dict[str, Any]) -> None:
         """Write down what the next process needs to know of *number*: whole, or not at all."""
         path, scratch = self._note(number), self._directory / f"{number}.new"
-        scratch.write_text(json.dumps(members), encoding="utf-8")
-        scratch.rename(path)
+        try:
+            scratch.write_text(json.dumps(members), encoding="utf-8")
+            scratch.rename(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
     def noted(self, number: int) -> dict[str, Any] | None:
         """What was written down, or None. Raises InvalidValueError for what cannot have been."""

@@ -12,6 +12,7 @@ INVARIANT: after a crash only chunks whose bytes are whole are believed. A ``1``
 as the machine has not been started again, which the boot ID in the first page tells
 (``random(4)``)."""
 
+import contextlib
 import json
 import os
 import threading
@@ -75,6 +76,8 @@ class PartialMap:
             sync_directory(path.parent)
         except BaseException:
             os.close(fd)
+            with contextlib.suppress(OSError):  # it speaks of no bytes, and nobody looks for it
+                path.unlink()
             raise
         return cls(path, fd, version, states)
 
@@ -141,9 +144,19 @@ class PartialMap:
                 self._fd = -1
 
     def remove(self) -> None:
-        """Close and remove the map."""
-        self.close()
-        self._path.unlink(missing_ok=True)
+        """Close and remove the map; one that another writer has put in its place is left alone."""
+        try:
+            with self._lock:
+                if self._fd < 0 or self._is_in_place():
+                    self._path.unlink(missing_ok=True)
+        finally:
+            self.close()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._path.lstat())
+        except FileNotFoundError:
+            return False
 
 
 def _chunks(size: int) -> int:

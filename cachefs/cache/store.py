@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
@@ -22,6 +22,7 @@ from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
 from cachefs.cache.queue import Failure, Failures, Queue
 from cachefs.cache.quick import QuickStore
+from cachefs.cache.shortage import describe_shortage
 from cachefs.cache.transaction import (
     Transaction,
     abandoned_map,
@@ -36,6 +37,7 @@ from cachefs.errors import (
     ImageBusyError,
     ImageExistsError,
     ImageNotFoundError,
+    ImageTooLargeError,
     NoRoomError,
 )
 from cachefs.image import check_image_id
@@ -225,6 +227,23 @@ class Store:
             os.ftruncate(fd, size)
             return size
 
+    def fitting(self, sizes: Mapping[str, int]) -> set[str]:
+        """Which of the images, each of so many bytes, would have room now, were it the only one;
+        evicts nothing. One look for all: an image for which nothing else would be enough is told to
+        fit where its own left bytes make the difference."""
+        with self._lock:
+            left = self._capacity.usage(self._limits)
+            most = max(sizes.values(), default=0)
+            for candidate in self._capacity.candidates():
+                if left.spare >= most and not left.over:
+                    break
+                left = left.without(candidate)
+            return {
+                image_id
+                for image_id, size in sizes.items()
+                if max(left.over_limit, left.over_disk) + size <= 0 or size > left.limit
+            }
+
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record a synced, verified file and rename it into place; for transactions only. The
         file's owner shares it from here on."""
@@ -243,25 +262,36 @@ class Store:
         sync_directory(self._layout.base)
         return entry
 
-    def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
+    def reject(
+        self, path: Path, error: CacheFSError, source: str | None, version: str | None = None
+    ) -> None:
         """Move bytes that failed verification to ``invalid/``; for transactions only. Where the
         reason cannot be written down it is logged: the bytes are a failure by themselves."""
         with self._lock:
             size = path.stat().st_size
             path.rename(self._layout.invalid(path.name))
             try:
-                self.fail(path.name, error, source=source, size=size)
+                self.fail(path.name, error, source=source, size=size, version=version)
             except OSError as trouble:
                 log.error(
                     "could not write down that image %r has: %s: %s", path.name, error, trouble
                 )
 
     def fail(
-        self, image_id: str, error: BaseException, *, source: str | None = None, size: int = 0
+        self,
+        image_id: str,
+        error: BaseException,
+        *,
+        source: str | None = None,
+        size: int = 0,
+        version: str | None = None,
     ) -> None:
-        """Remember that the image could not be had, and why; it leaves the queue."""
+        """Remember that the image could not be had, and why; it leaves the queue. *version* is the
+        caller's name for the bytes that were wrong."""
         reason = str(error) or type(error).__name__
-        self._failures.add(Failure(image_id, reason, self.now(), size=size, source=source))
+        self._failures.add(
+            Failure(image_id, reason, self.now(), size=size, source=source, version=version)
+        )
         self._queue.discard(image_id)
 
     def failure(self, image_id: str) -> Failure | None:
@@ -370,6 +400,9 @@ class Store:
                 ):
                     self._drop_partial(name)
                     stalled += 1
+            for name, _ in list(files_in(self._layout.maps_dir)):
+                if not self._layout.incomplete(name).exists():  # its bytes went, and it could not
+                    self._layout.map(name).unlink(missing_ok=True)
         return stalled
 
     # Inside the lock
@@ -381,7 +414,9 @@ class Store:
         if not usage.over:
             return
         if size > usage.limit:
-            raise NoRoomError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
+            raise ImageTooLargeError(
+                f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}"
+            )
         short = usage
         for candidate in self._capacity.candidates(spare=image_id):
             short = short.without(candidate)
@@ -392,10 +427,7 @@ class Store:
             short = self._capacity.usage(self._limits, wanted)
             if short.over_limit <= 0:  # what the disk gets back it may take a while to tell
                 return
-        raise NoRoomError(
-            f"no room for image {image_id!r}: {short.over} of {wanted} bytes short, without all"
-            " that is neither open nor pinned"
-        )
+        raise NoRoomError(describe_shortage(self._layout, self._driver, image_id, size, short))
 
     def _drop_until_fits(self, usage: Usage, *, spare: str | None = None) -> tuple[int, int]:
         """Drop one thing after the other until nothing is over; the images and bytes dropped.

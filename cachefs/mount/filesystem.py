@@ -61,7 +61,11 @@ class Filesystem:
         self._fetcher = Fetcher(
             store,
             source,
-            FetchSettings(fetches=settings.max_fetches, keep=settings.on_last_close == "keep"),
+            FetchSettings(
+                fetches=settings.max_fetches,
+                keep=settings.on_last_close == "keep",
+                room_timeout=settings.timeout,
+            ),
             bandwidth=settings.bandwidth,
             prefetch_bandwidth=settings.prefetch_bandwidth,
         )
@@ -104,6 +108,7 @@ class Filesystem:
         self._store.on_evicting(self.image_files.hold)
         self._store.on_evicted(self._evicted)
         self._fetcher.on_ended(self._flight_ended)
+        self.image_files.on_closed(self._fetcher.room_changed)
         self._running.on_change(self._settings_changed)
 
     async def begin(

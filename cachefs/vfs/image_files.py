@@ -170,7 +170,13 @@ class ImageFiles:
         self._reader = Reader()
         self._leaving: OrderedDict[int, None] = OrderedDict()
         self._ids: OrderedDict[int, str] = OrderedDict()
+        self._close_listeners: list[Callable[[], None]] = []
         self.idle = IdleFiles()
+
+    def on_closed(self, listener: Callable[[], None]) -> None:
+        """Call *listener*, in the event loop, whenever an image has been closed for the last time:
+        it may be evicted from then on."""
+        self._close_listeners.append(listener)
 
     # For the transport
 
@@ -335,8 +341,12 @@ class ImageFiles:
         if not self._lasting:
             return LazyFile(flight, self._reader, pid=pid, handle=0, on_close=lambda: None)
         # Before the kernel hears of the open: the next worker must find the file, and what it is.
-        self.note(flight.image, inode, complete=False)
-        self._held.keep_open(flight.fd, inode)
+        try:
+            self.note(flight.image, inode, complete=False)
+            self._held.keep_open(flight.fd, inode)
+        except BaseException:
+            self._held.release(inode)  # nobody has it open, so no close would
+            raise
         return LazyFile(
             flight,
             self._reader,
@@ -351,7 +361,9 @@ class ImageFiles:
         if file.held:
             file.image.close()
             self._held.release(inode)
-            return
-        self.idle.keep(inode, file.image)
-        if inode in self._leaving:  # hold() may have looked before
-            self.idle.drop(inode)
+        else:
+            self.idle.keep(inode, file.image)
+            if inode in self._leaving:  # hold() may have looked before
+                self.idle.drop(inode)
+        for listener in self._close_listeners:
+            listener()

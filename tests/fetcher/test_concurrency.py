@@ -8,7 +8,7 @@ import trio
 
 from cachefs.errors import ImageNotFoundError, SourceError
 from cachefs.fetcher import concurrency
-from cachefs.fetcher.concurrency import Reports, gather, without_traceback
+from cachefs.fetcher.concurrency import Reports, gather
 
 from .conftest import PATIENCE
 

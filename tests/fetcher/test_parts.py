@@ -21,7 +21,8 @@ from cachefs.errors import (
     SourceTimeoutError,
     SourceUnreachableError,
 )
-from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, is_passing, pauses
+from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, pauses
+from cachefs.sources import is_passing
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.traffic import BURST, Bandwidth, Precedence
 
