@@ -5,13 +5,16 @@ Owns the names and the errnos; knows nothing of who raises them. ``FUSEError`` i
 """
 
 import errno
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class CacheFSError(Exception):
     """Base of all errors raised on purpose; *errno* is what a system call returns for it."""
 
     errno: ClassVar[int] = errno.EIO
+
+
+_E = TypeVar("_E", bound=CacheFSError)
 
 
 class InvalidImageIDError(CacheFSError, ValueError):
@@ -57,8 +60,8 @@ class NoRoomError(CacheFSError):
     errno = errno.ENOSPC
 
 
-class TooLargeError(NoRoomError):
-    """The image is larger than the whole cache may be: waiting for room is of no use."""
+class ImageTooLargeError(NoRoomError):
+    """The image is larger than the cache may ever be: waiting for room is in vain."""
 
 
 class ChecksumError(CacheFSError):
@@ -137,6 +140,14 @@ class IndexLostError(DriverError):
 
 class MountError(CacheFSError):
     """The filesystem cannot be mounted or unmounted; the text says why, in one line."""
+
+
+def without_traceback(error: _E) -> _E:
+    """A copy of *error* for one more task to raise, or to remember: an exception keeps the
+    traceback, and so the frames and all they hold, of the task that raised it."""
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def errno_of(error: BaseException) -> int:

@@ -38,16 +38,21 @@ class Evictor:
         self.last_pruned: Pruned | None = None
 
     async def run(self) -> None:
-        """Keep the limits until cancelled. What goes wrong is logged, and tried again."""
+        """Keep the limits until cancelled. What goes wrong is logged, once until it is another
+        fault or has passed, and tried again."""
         clean_at = trio.current_time() + CLEAN_EVERY
+        known: str | None = None
         while True:
             try:
                 await trio.to_thread.run_sync(self.keep_limits)
                 if trio.current_time() >= clean_at:
                     clean_at = trio.current_time() + CLEAN_EVERY
                     await trio.to_thread.run_sync(self._store.clean_stalled, self.stall_time)
+                known = None
             except (CacheFSError, OSError) as error:
-                log.error("cannot keep the limits: %s", error)
+                if str(error) != known:
+                    log.error("cannot keep the limits, trying again and again: %s", error)
+                known = str(error)
             await trio.sleep(PRUNE_EVERY)
 
     def prune(self) -> Pruned:

@@ -113,7 +113,9 @@ class ImageRecord:
 
     Times are seconds since the epoch, sizes bytes. *checksum* is MD5 hex where Glance or this API's
     MD5 gave one, else ``ALGO:HEX``; *verified* says that the source promised it. *progress* is the
-    number of bytes that have arrived, of an incomplete image; *priority* is a queued one's."""
+    number of bytes that have arrived, of an incomplete image; *priority* is a queued one's, and so
+    are *waiting*, what it waits for (``source``, ``room``, ``writer`` or ``cache``; *error* says
+    why), and *next_try*, when it is asked for again at the latest."""
 
     image_id: str
     size: int
@@ -129,11 +131,13 @@ class ImageRecord:
     verified: bool = False
     progress: int | None = None
     priority: int | None = None
+    waiting: str | None = None
+    next_try: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The record as a JSON object's members, in the order of the fields."""
         members: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("progress", "priority"):
+        for name in ("progress", "priority", "waiting", "next_try"):
             if members[name] is None:
                 del members[name]
         return members

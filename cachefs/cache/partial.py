@@ -76,6 +76,8 @@ class PartialMap:
             sync_directory(path.parent)
         except BaseException:
             os.close(fd)
+            with contextlib.suppress(OSError):  # it speaks of no bytes, and nobody looks for it
+                path.unlink()
             raise
         return cls(path, fd, version, states)
 
@@ -142,9 +144,19 @@ class PartialMap:
                 self._fd = -1
 
     def remove(self) -> None:
-        """Close and remove the map."""
-        self.close()
-        remove(self._path)
+        """Close and remove the map; one that another writer has put in its place is left alone."""
+        try:
+            with self._lock:
+                if self._fd < 0 or self._is_in_place():
+                    remove(self._path)
+        finally:
+            self.close()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._path.lstat())
+        except FileNotFoundError:
+            return False
 
 
 def _create(path: Path) -> int:

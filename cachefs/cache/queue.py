@@ -27,13 +27,14 @@ GLANCE_ERROR = "user.error"
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an image is invalid: *error* in words; *when* in seconds since the epoch, *size* the
-    bytes in ``invalid/``."""
+    bytes in ``invalid/``. *version* names the bytes that were wrong, in the fetcher's words."""
 
     image_id: str
     error: str
     when: float
     size: int = 0
     source: str | None = None
+    version: str | None = None
 
 
 class Queue:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from cachefs.cache.partial import Version
 from cachefs.cache.pins import Pins
 from cachefs.cache.queue import Failure, Failures, Queue
 from cachefs.cache.quick import QuickStore
+from cachefs.cache.shortage import describe_shortage
 from cachefs.cache.transaction import (
     Transaction,
     abandoned_map,
@@ -43,11 +44,12 @@ from cachefs.errors import (
     ImageBusyError,
     ImageExistsError,
     ImageNotFoundError,
+    ImageTooLargeError,
     IndexBusyError,
     NoRoomError,
-    TooLargeError,
 )
 from cachefs.image import check_image_id
+from cachefs.units import human_size
 
 log = logging.getLogger(__name__)
 
@@ -340,6 +342,23 @@ class Store:
             os.ftruncate(fd, size)
             return size
 
+    def fitting(self, sizes: Mapping[str, int]) -> set[str]:
+        """Which of the images, each of so many bytes, would have room now, were it the only one;
+        evicts nothing. One look for all: an image for which nothing else would be enough is told to
+        fit where its own left bytes make the difference."""
+        with self._lock:
+            left = self._capacity.usage(self._limits)
+            most = max(sizes.values(), default=0)
+            for candidate in self._capacity.candidates():
+                if left.spare >= most and not left.over:
+                    break
+                left = left.without(candidate)
+            return {
+                image_id
+                for image_id, size in sizes.items()
+                if max(left.over_limit, left.over_disk) + size <= 0 or size > left.limit
+            }
+
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record a synced, verified file and rename it into place; for transactions only. The
         file's owner shares it from here on.
@@ -376,7 +395,9 @@ class Store:
                 self._apply_pins()
         return entry
 
-    def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
+    def reject(
+        self, path: Path, error: CacheFSError, source: str | None, version: str | None = None
+    ) -> None:
         """Move bytes that failed verification to ``invalid/``; for transactions only. Where the
         reason cannot be written down it is logged: the bytes are a failure by themselves."""
         with self._lock:
@@ -388,18 +409,27 @@ class Store:
                 path.unlink()
                 size = 0
             try:
-                self.fail(path.name, error, source=source, size=size)
+                self.fail(path.name, error, source=source, size=size, version=version)
             except OSError as trouble:
                 log.error(
                     "could not write down that image %r has: %s: %s", path.name, error, trouble
                 )
 
     def fail(
-        self, image_id: str, error: BaseException, *, source: str | None = None, size: int = 0
+        self,
+        image_id: str,
+        error: BaseException,
+        *,
+        source: str | None = None,
+        size: int = 0,
+        version: str | None = None,
     ) -> None:
-        """Remember that the image could not be had, and why; it leaves the queue."""
+        """Remember that the image could not be had, and why; it leaves the queue. *version* is the
+        caller's name for the bytes that were wrong."""
         reason = str(error) or type(error).__name__
-        self._failures.add(Failure(image_id, reason, self.now(), size=size, source=source))
+        self._failures.add(
+            Failure(image_id, reason, self.now(), size=size, source=source, version=version)
+        )
         self._queue.discard(image_id)
 
     def failure(self, image_id: str) -> Failure | None:
@@ -557,6 +587,7 @@ class Store:
                     continue
                 except OSError as error:
                     log.error("cannot remove %s: %s", path, error)
+            self._drop_orphaned_maps()
         return stalled
 
     # Inside the lock
@@ -568,7 +599,10 @@ class Store:
         if not usage.over:
             return
         if size > usage.limit:
-            raise TooLargeError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
+            raise ImageTooLargeError(
+                f"image {image_id!r} needs {human_size(size)}, and max_size is"
+                f" {human_size(usage.limit)}"
+            )
         short = usage
         for candidate in self._capacity.candidates(spare=image_id):
             short = short.without(candidate)
@@ -579,15 +613,7 @@ class Store:
             short = self._capacity.usage(self._limits, wanted)
             if short.over_limit <= 0:  # what the disk gets back it may take a while to tell
                 return
-        raise NoRoomError(
-            f"no room for image {image_id!r}, which needs {wanted} bytes more: {short.over} bytes"
-            f" are lacking, {self._what_limits(short)}, and {self._capacity.holders(usage)}"
-        )
-
-    def _what_limits(self, usage: Usage) -> str:
-        if usage.over_limit >= usage.over_disk:
-            return f"max_size is {usage.limit}"
-        return f"min_free is {self._limits.min_free}"
+        raise NoRoomError(describe_shortage(self._layout, self._driver, image_id, size, short))
 
     def _apply_pins(self) -> None:
         """Pin what was to be pinned and is cached by now, by a writer that is gone or that knows
@@ -641,6 +667,16 @@ class Store:
             yield self._layout.incomplete(name), self._layout.map(name)
         for name, _ in files_in(self._layout.beside_dir):
             yield self._layout.beside(name), self._layout.beside_map(name)
+
+    def _drop_orphaned_maps(self) -> None:
+        """Remove maps whose bytes have gone: the map could not, then."""
+        for maps, files in (
+            (self._layout.maps_dir, self._layout.incomplete_dir),
+            (self._layout.beside_maps_dir, self._layout.beside_dir),
+        ):
+            for name, _ in list(files_in(maps)):
+                if not (files / name).exists():
+                    remove(maps / name)
 
     def _forget_wanted(self, image_id: str) -> None:
         """The image is cached, so it is neither queued nor invalid. What cannot be removed is

@@ -57,7 +57,9 @@ class Owner(Protocol):
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
         """Record the synced file and rename it into place."""
 
-    def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
+    def reject(
+        self, path: Path, error: CacheFSError, source: str | None, version: str | None = None
+    ) -> None:
         """Move the file to ``invalid/`` and remember why."""
 
     def now(self) -> float:
@@ -168,8 +170,8 @@ class Transaction:
         """Throw the bytes away. Nothing happens to a transaction that has ended."""
         if self._open:
             try:
+                self._remove_map()
                 if is_at(self.fd, self.path):  # else it was taken away, and is another writer's now
-                    self._remove_map()
                     self.path.unlink()
             finally:
                 self._close()
@@ -183,12 +185,14 @@ class Transaction:
             self.partial.sync(self.fd)
             self._close()
 
-    def reject(self, error: CacheFSError, source: str | None = None) -> None:
-        """Put the bytes under ``invalid/`` with *error* as the reason. After an OSError the
-        transaction is still open."""
+    def reject(
+        self, error: CacheFSError, source: str | None = None, version: str | None = None
+    ) -> None:
+        """Put the bytes under ``invalid/`` with *error* as the reason; *version* is the caller's
+        name for them. After an OSError the transaction is still open."""
         if self.size is None:
             os.ftruncate(self.fd, self._written)
-        self._owner.reject(self.path, error, source)
+        self._owner.reject(self.path, error, source, version)
         self._remove_map()
         self._close()
 

@@ -75,6 +75,8 @@ def _summary(document: Record) -> Iterator[tuple[str, str]]:
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict):
             health = "healthy" if source.get("healthy") else f"failing: {source.get('error')}"
+            if source.get("healthy") is None:
+                health = "not asked yet"
             yield "source", f"{source.get('url')} ({health})"
     transport = document.get("transport")
     if isinstance(transport, dict):

@@ -92,10 +92,12 @@ class Operator:
             raise ImageNotFoundError(f"image {image_id!r} is not queued")
 
     def queue_record(self, image_id: str) -> ImageRecord | None:
-        """A queued image's record; its *last_modified* is when it was queued."""
+        """A queued image's record; its *last_modified* is when it was queued. One that cannot be
+        had now tells what it waits for, why, and until when."""
         since = self._store.queued_since(image_id)
         if since is None or self._fetcher.is_under_way(image_id):
             return None
+        waiting = self._fetcher.waiting(image_id)
         return ImageRecord(
             image_id,
             0,
@@ -103,6 +105,9 @@ class Operator:
             state=State.QUEUED,
             source=self._fetcher.source_url,
             priority=self._store.priority(image_id),
+            error=waiting.error if waiting else None,
+            waiting=waiting.waits_for if waiting else None,
+            next_try=self._store.now() + waiting.seconds if waiting else None,
         )
 
     def set_priority(self, image_id: str, text: str) -> None:
@@ -136,7 +141,7 @@ class Operator:
                 source=progress.source,
                 checksum=str(progress.digest) if progress.digest else None,
                 progress=progress.arrived,
-                error=error,
+                error=progress.waiting or error,
             )
         for name, status in self._store.incomplete():
             if name == image_id:
@@ -160,6 +165,7 @@ class Operator:
         again."""
         if self._fetcher.is_under_way(image_id) or not self._store.forget_failure(image_id):
             raise ImageNotFoundError(f"image {image_id!r} is not invalid")
+        self._fetcher.forget_rejected(image_id)
 
     def invalid_record(self, image_id: str) -> ImageRecord | None:
         """The record of a failure, with its reason."""
@@ -230,6 +236,7 @@ class Operator:
     def clean(self, stall_time: float | None) -> None:
         """Remove failures and stalled partial files."""
         invalid, stalled = self._evictor.clean(stall_time)
+        self._fetcher.forget_rejected()
         self._cleaned = {"invalid": invalid, "stalled": stalled}
 
     def cleaned(self) -> str:

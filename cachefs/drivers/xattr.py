@@ -26,7 +26,6 @@ from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.private import private_dir
 from cachefs.drivers.watch import DirectoryWatch
 from cachefs.errors import DriverError, IndexBusyError
-from cachefs.units import to_ns
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 
 import trio
 
-from cachefs.errors import CacheFSError, ImageNotFoundError, SourceRefusedError
-from cachefs.fetcher.concurrency import without_traceback
-from cachefs.fetcher.retry import is_passing
+from cachefs.errors import (
+    CacheFSError,
+    ImageNotFoundError,
+    SourceRefusedError,
+    without_traceback,
+)
 from cachefs.sources import Source, SourceImage
 
 log = logging.getLogger(__name__)
@@ -43,14 +46,6 @@ class _NegativeAnswer:
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Whether the source answered last time, and if not, why."""
-
-    healthy: bool = True
-    error: str | None = None
-
-
 class Answers:
     """What *source* says of images. For one event loop."""
 
@@ -59,7 +54,6 @@ class Answers:
         self._questions: dict[str, _Question] = {}
         self._negative: OrderedDict[str, _NegativeAnswer] = OrderedDict()
         self._limiter = trio.CapacityLimiter(MAX_QUESTIONS)
-        self.health = Health()
 
     async def ask(self, nursery: trio.Nursery, image_id: str) -> SourceImage:
         """The source's description of an image. The question itself runs in *nursery*: cancellation
@@ -81,17 +75,11 @@ class Answers:
         """Ask the source next time, whatever it said."""
         self._negative.pop(image_id, None)
 
-    def note(self, error: CacheFSError) -> None:
-        """A fetch failed by *error*: that tells of the source's health too."""
-        if is_passing(error):
-            self.health = Health(False, str(error))
-
     async def _run(self, image_id: str, question: _Question) -> None:
         try:
             question.answer = await trio.to_thread.run_sync(
                 self._source.stat, image_id, limiter=self._limiter, abandon_on_cancel=True
             )
-            self.health = Health()
         except CacheFSError as error:
             question.error = without_traceback(error)
             self._remember(image_id, error)
@@ -106,7 +94,6 @@ class Answers:
 
     def _remember(self, image_id: str, error: CacheFSError) -> None:
         final = isinstance(error, ImageNotFoundError | SourceRefusedError)
-        self.health = Health() if final else Health(False, str(error))
         until = trio.current_time() + (NEGATIVE_TTL if final else FAILURE_TTL)
         self._negative[image_id] = _NegativeAnswer(without_traceback(error), until)
         self._negative.move_to_end(image_id)

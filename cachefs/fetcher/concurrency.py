@@ -1,15 +1,12 @@
 """Tasks, errors and threads side by side: how what happens in one reaches another.
 
-No exception group leaves the fetcher (:func:`gather`), no error that is raised twice holds what its
-first task held (:func:`without_traceback`), and the threads of a download report to the event loop
-in batches (:class:`Reports`). Knows nothing of images or sources."""
+No exception group leaves the fetcher (:func:`gather`), and the threads of a download report to the
+event loop in batches (:class:`Reports`). Knows nothing of images or sources."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 import trio
-
-from cachefs.errors import CacheFSError
 
 PAUSE = 0.01
 """Seconds in which reports are gathered while nobody reads: a reader who comes just then waits as
@@ -36,12 +33,6 @@ async def gather(*tasks: Callable[[], Awaitable[None]]) -> None:
             raise errors[0]
         finally:
             errors.clear()  # no cycle of errors and frames keeps anything open
-
-
-def without_traceback(error: CacheFSError) -> CacheFSError:
-    """A copy of *error* for one more task to raise, or to remember: an exception keeps the
-    traceback, and so the frames and all they hold, of the task that raised it."""
-    return type(error)(*error.args)
 
 
 class Reports:

@@ -1,8 +1,10 @@
 """All fetches of a daemon: the queue is worked off, and every image has at most one flight.
 
 Owns the nursery that flights run in. Nobody else starts a fetch, and no exception leaves
-:meth:`run` but a cancellation."""
+:meth:`run` but a cancellation. What is fetched next of the queue, and what waits there, is
+:mod:`cachefs.fetcher.prefetch`'s."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -16,18 +18,21 @@ from cachefs.errors import (
     ImageChangedError,
     ImageExistsError,
     ImageNotFoundError,
+    NoRoomError,
 )
-from cachefs.fetcher.answers import Answers, Health
+from cachefs.fetcher.answers import Answers
 from cachefs.fetcher.flight import Flight, FlightState, Progress, note_failure
-from cachefs.fetcher.retry import is_passing, pauses
+from cachefs.fetcher.prefetch import Prefetcher
+from cachefs.fetcher.probes import Probes
+from cachefs.fetcher.rejected import Rejected, version_name
+from cachefs.fetcher.retry import is_final
+from cachefs.fetcher.room import Room
 from cachefs.fetcher.traffic import Bandwidth, Precedence, Traffic
 from cachefs.fetcher.transfer import FetchSettings
-from cachefs.sources import Source, SourceImage, members
+from cachefs.fetcher.waits import Waiting
+from cachefs.sources import Health, Source, SourceImage, chain_of
 
 log = logging.getLogger(__name__)
-
-POLL = 0.5
-"""Seconds after which an ID queued by another process is noticed at the latest."""
 
 _PUBLISHING = frozenset({FlightState.PUBLISHING, FlightState.PUBLISHED})
 
@@ -47,28 +52,55 @@ class Fetcher:
         prefetch_bandwidth: int | None = None,
     ) -> None:
         self._store = store
-        self.source = source
+        self.source = chain_of(source)
         self._settings = settings
         self._disk = trio.CapacityLimiter(16)
+        self._room = Room()
         self._traffic = Traffic(
-            Bandwidth(bandwidth), Bandwidth(prefetch_bandwidth), Precedence(), self._disk
+            Bandwidth(bandwidth),
+            Bandwidth(prefetch_bandwidth),
+            Precedence(),
+            self._disk,
+            self._room,
         )
-        self._answers = Answers(source)
+        self._answers = Answers(self.source)
+        self._probes = Probes(self.source)
+        self._prefetcher = Prefetcher(
+            store,
+            self.source,
+            settings.fetches,
+            self._disk,
+            fetch=self._fetch_queued,
+            is_under_way=self.is_under_way,
+        )
+        self._rejected = Rejected()
         self._listeners: list[Callable[[Flight], None]] = []
         self.flights: dict[str, Flight] = {}
         self._second_tries: dict[str, trio.CancelScope] = {}
-        self._prefetching: set[str] = set()
         self._nursery: trio.Nursery | None = None
-        self._woken = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take up what an earlier daemon left unfinished, and work off the queue, until cancelled;
         then every flight ends, and what it has got is kept for the next daemon."""
+        token = trio.lowlevel.current_trio_token()
+
+        def sources_changed() -> None:
+            with contextlib.suppress(trio.RunFinishedError):  # of a thread that was left behind
+                token.run_sync_soon(self._sources_changed)
+
+        def room_changed() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self.room_changed, idempotent=True)
+
+        self.source.on_change(sources_changed)
+        self._store.on_room(room_changed)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
+            await self._remember_rejected()
             await self._requeue_partial()
-            await self._watch_queue()
+            nursery.start_soon(self._probes.run)
+            await self._prefetcher.run()
 
     def on_ended(self, listener: Callable[[Flight], None]) -> None:
         """Call *listener*, in the event loop, whenever a flight has ended."""
@@ -76,7 +108,12 @@ class Fetcher:
 
     def wake(self) -> None:
         """Look at the queue now."""
-        self._woken.set()
+        self._prefetcher.wake()
+
+    def room_changed(self) -> None:
+        """There may be room in the cache: those that wait for it are told."""
+        self._room.changed()
+        self._prefetcher.room_changed()
 
     async def stat(self, image_id: str) -> SourceImage:
         """Ask the source for an image, once for all who ask at the same time; a no is believed for
@@ -85,10 +122,12 @@ class Fetcher:
 
     def start(self, image: SourceImage) -> Flight:
         """The flight of an image: the one under way, or a new one, which waits for the end of one
-        that was cancelled."""
+        that was cancelled. Raises ChecksumError where this version has been found wrong twice, and
+        the image has not been queued since."""
         earlier = self.flights.get(image.image_id)
         if earlier is not None and not earlier.cancelled:
             return earlier
+        self._rejected.check(image)
         flight = Flight(self._store, self.source, image, self._settings, self._traffic)
         self.flights[image.image_id] = flight
         after = earlier.finished if earlier is not None else None
@@ -111,7 +150,8 @@ class Fetcher:
         return Progress(FlightState.STARTING) if image_id in self._second_tries else None
 
     def image_wanted(self, image_id: str) -> None:
-        """The image is about to be queued, so a negative answer from before does not count. Raises
+        """The image is about to be queued, so nothing counts that was answered or found wrong
+        before, and it waits no longer. Raises
         ImageExistsError where it is under way already. One that is being published may have been,
         and been evicted since: only the store can tell."""
         flight = self.flights.get(image_id)
@@ -119,10 +159,23 @@ class Fetcher:
         if self.is_under_way(image_id) and not publishing:
             raise ImageExistsError(f"image {image_id!r} is being fetched already")
         self._answers.forget(image_id)
+        self._rejected.forget(image_id)
+        self._prefetcher.wanted(image_id)
+
+    def forget_rejected(self, image_id: str | None = None) -> None:
+        """The failure of an image, or of all, is forgotten: readers may have its bytes fetched."""
+        if image_id is None:
+            self._rejected.clear()
+        else:
+            self._rejected.forget(image_id)
+
+    def waiting(self, image_id: str) -> Waiting | None:
+        """What an image waits for in the queue; None where it does not."""
+        return self._prefetcher.waiting(image_id)
 
     def sources(self) -> list[tuple[str, Health]]:
         """The sources' URLs, and how they were when last asked."""
-        return [(source.url, self._answers.health) for source in members(self.source)]
+        return [(member.url, member.breaker.health) for member in self.source.members]
 
     async def cancel(self, image_id: str) -> None:
         """Stop the fetch of an image, throw away what has come, and forget that it was wanted;
@@ -150,7 +203,7 @@ class Fetcher:
         log.info("fetching %r (%d bytes) from %s", image_id, flight.image.size, flight.image.source)
         try:
             entry = await flight.run(after)
-            self._try_once_more(flight)  # before it leaves: it is under way all the time
+            again = self._try_once_more(flight)  # before it leaves: it is under way all the time
         finally:
             if self.flights.get(image_id) is flight:
                 del self.flights[image_id]
@@ -158,22 +211,46 @@ class Fetcher:
             log.info("cached %r: %d bytes, %s", image_id, entry.size, entry.checksum)
         elif isinstance(flight.error, ImageExistsError):  # another process was faster
             self._store.quick.unqueue(image_id)
-        elif flight.error is not None:
-            self._answers.note(flight.error)
+        elif flight.error is not None and not flight.cancelled:
+            await self._flight_failed(flight, flight.error, again=again)
         for listener in self._listeners:
             listener(flight)
-        self._woken.set()
+        if not isinstance(flight.error, NoRoomError):  # then there is no more than before
+            self.room_changed()
+        self.wake()
 
-    def _try_once_more(self, flight: Flight) -> None:
-        """Wrong bytes, or an image that changed on the way, are fetched afresh, but once."""
+    async def _flight_failed(self, flight: Flight, error: CacheFSError, *, again: bool) -> None:
+        """What becomes of an image whose fetch has failed; *again* where it is tried once more."""
+        image_id = flight.image.image_id
+        if not is_final(error) and not self._store.quick.is_queued(image_id):
+            level = logging.INFO if isinstance(error, ImageBusyError) else logging.WARNING
+            log.log(level, "could not fetch %r from %s: %s", image_id, flight.image.source, error)
+            if not again and not isinstance(error, NoRoomError | ImageBusyError):
+                await self._queue_for_later(image_id)
+        self._prefetcher.failed(image_id, error, flight.image.size)
+
+    async def _queue_for_later(self, image_id: str) -> None:
+        """A fetch that readers began goes on without them, where it is to: so what passes for the
+        queue passes for it, too."""
+        if self._settings.keep:
+            with contextlib.suppress(ImageExistsError, OSError):
+                await trio.to_thread.run_sync(self._store.enqueue, image_id, limiter=self._disk)
+
+    def _try_once_more(self, flight: Flight) -> bool:
+        """Wrong bytes, or an image that changed on the way, are fetched afresh, but once; whether
+        they will be."""
         image_id = flight.image.image_id
         if isinstance(flight.error, ChecksumError):
             self.source.forget_digest(image_id)
         if image_id in self._second_tries or self.flights.get(image_id) is not flight:
-            return
-        if isinstance(flight.error, ChecksumError | ImageChangedError):
-            scope = self._second_tries[image_id] = trio.CancelScope()
-            self._running.start_soon(self._fetch_once_more, image_id, scope)
+            if isinstance(flight.error, ChecksumError):
+                self._rejected.add(image_id, version_name(flight.image), str(flight.error))
+            return False
+        if not isinstance(flight.error, ChecksumError | ImageChangedError):
+            return False
+        scope = self._second_tries[image_id] = trio.CancelScope()
+        self._running.start_soon(self._fetch_once_more, image_id, scope)
+        return True
 
     async def _fetch_once_more(self, image_id: str, scope: trio.CancelScope) -> None:
         """The second try, until it has ended either way."""
@@ -182,58 +259,47 @@ class Fetcher:
                 await self._fetch(image_id)
         finally:
             del self._second_tries[image_id]
-            self._woken.set()
+            self.wake()
+
+    async def _remember_rejected(self) -> None:
+        """What earlier daemons found wrong is wrong still."""
+
+        def look() -> list[tuple[str, str, str]]:
+            failures = map(self._store.failure, self._store.failed_ids())
+            return [(f.image_id, f.version, f.error) for f in failures if f and f.version]
+
+        for rejected in await trio.to_thread.run_sync(look, limiter=self._disk):
+            self._rejected.add(*rejected)
 
     async def _requeue_partial(self) -> None:
         """Queue what is incomplete on disk and nobody's: its bytes are of use only when it is
         done."""
         await trio.to_thread.run_sync(self._store.requeue_abandoned, limiter=self._disk)
 
-    async def _watch_queue(self) -> None:
-        while True:
-            self._woken = trio.Event()
-            if len(self._prefetching) < self._settings.fetches:
-                waiting = await trio.to_thread.run_sync(self._store.queued_ids, limiter=self._disk)
-                for image_id in waiting:
-                    if len(self._prefetching) >= self._settings.fetches:
-                        break
-                    if image_id not in self._prefetching and not self.is_under_way(image_id):
-                        self._prefetching.add(image_id)
-                        self._running.start_soon(self._prefetch, image_id)
-            with trio.move_on_after(POLL):
-                await self._woken.wait()
+    async def _fetch_queued(self, image_id: str) -> None:
+        """Fetch one queued image to the end of its flight; if it is queued still, it waits."""
+        self._answers.forget(image_id)  # each try is a question
+        self._rejected.forget(image_id)  # it was queued, perhaps by another process
+        await self._fetch(image_id, queued=True)
 
-    async def _prefetch(self, image_id: str) -> None:
-        """Fetch one queued image; it leaves the queue with the end of its flight."""
+    async def _fetch(self, image_id: str, *, queued: bool = False) -> None:
+        """Ask for an image, and fetch it to the end."""
         try:
-            flight = await self._fetch(image_id, queued=True)
-            if flight is not None and isinstance(flight.error, ImageBusyError):
-                await trio.sleep(POLL)  # another process is at it: look again later
-        finally:
-            self._prefetching.discard(image_id)
-            self._woken.set()
-
-    async def _fetch(self, image_id: str, *, queued: bool = False) -> Flight | None:
-        """Ask for an image, with retries, and fetch it to the end; its flight, or None."""
-        try:
-            image = await self._stat_with_retries(image_id)
+            image = await self.stat(image_id)
+            if queued and not self._store.quick.is_queued(image_id):  # taken out meanwhile
+                return
+            flight = self.start(image)
         except CacheFSError as error:
-            if not queued or self._store.quick.is_queued(image_id):
+            if is_final(error) and (not queued or self._store.quick.is_queued(image_id)):
                 await note_failure(self._store, image_id, error, self.source.url, self._disk)
-            return None
-        if queued and not self._store.quick.is_queued(image_id):  # taken out meanwhile
-            return None
-        flight = self.start(image)
+            elif not is_final(error) and not queued:
+                await self._queue_for_later(image_id)
+            self._prefetcher.failed(image_id, error)
+            return
         await flight.finished.wait()
-        return flight
 
-    async def _stat_with_retries(self, image_id: str) -> SourceImage:
-        for pause in pauses(self._settings.tries):
-            try:
-                return await self.stat(image_id)
-            except CacheFSError as error:
-                if not is_passing(error):
-                    raise
-                log.info("asking for %r again in %.1f s: %s", image_id, pause, error)
-            await trio.sleep(pause)
-        return await self.stat(image_id)
+    def _sources_changed(self) -> None:
+        """A source has begun to be left alone, or is back."""
+        self._probes.changed()
+        if self.source.rest() == 0:
+            self._prefetcher.source_is_back()

@@ -2,7 +2,7 @@
 
 States, all owned by the event loop:
 
-``starting``  no file yet; readers wait
+``starting``  no file yet; readers wait, perhaps for room (:attr:`Flight.waits_for_room`)
 ``filling``   chunks arrive; readers wait for theirs alone
 ``verifying`` all bytes are here; the digest is compared
 ``publishing`` the digest is right; syncing, recording, renaming
@@ -30,18 +30,20 @@ from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
-    ImageBusyError,
-    ImageExistsError,
+    ImageTooLargeError,
     NoRoomError,
     SourceError,
+    without_traceback,
 )
 from cachefs.fetcher.beside import despite_others
-from cachefs.fetcher.concurrency import gather, without_traceback
-from cachefs.fetcher.retry import is_passing
+from cachefs.fetcher.concurrency import gather
+from cachefs.fetcher.rejected import version_name
+from cachefs.fetcher.retry import is_final
+from cachefs.fetcher.room import ROOM_POLL
 from cachefs.fetcher.traffic import Traffic
 from cachefs.fetcher.transfer import FetchSettings, Transfer
 from cachefs.image import Digest
-from cachefs.sources import Source, SourceImage
+from cachefs.sources import Source, SourceImage, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,8 @@ class FlightState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far the fetch of an image is: *arrived* of *size* bytes, both 0 while the source has not
-    been asked once more. *opens* are those since it began."""
+    been asked once more. *opens* are those since it began; *waiting* is what the fetch waits for
+    before it can begin."""
 
     state: FlightState
     size: int = 0
@@ -75,6 +78,7 @@ class Progress:
     opens: int = 0
     source: str | None = None
     digest: Digest | None = None
+    waiting: str | None = None
 
 
 class Flight:
@@ -96,6 +100,7 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
+        self.waits_for_room: str | None = None
         self._recorded = False
         self._verified = image.digest is None
         self._readers = 0
@@ -116,7 +121,15 @@ class Flight:
         """How far it is."""
         image = self.image
         arrived = self._transfer.map.arrived_bytes
-        return Progress(self.state, image.size, arrived, self.opens, image.source, image.digest)
+        return Progress(
+            self.state,
+            image.size,
+            arrived,
+            self.opens,
+            image.source,
+            image.digest,
+            self.waits_for_room,
+        )
 
     def add_reader(self) -> None:
         """The image is open: the file stays open until :meth:`drop_reader`."""
@@ -129,6 +142,8 @@ class Flight:
         self._readers -= 1
         self._go_ahead()
         self._close_if_unused()
+        if self._readers == 0:
+            self._traffic.room.changed()  # it may go, or need not wait for room any more
         wanted = self._settings.keep or self._store.quick.is_queued(self.image.image_id)
         if self._readers == 0 and not wanted and not self.finished.is_set():
             self.cancel(CacheFSError(f"nobody reads {self.image.image_id!r} any more"))
@@ -232,13 +247,16 @@ class Flight:
         return entry
 
     async def _run(self) -> Entry:
-        transaction = await self._in_thread(self._begin)
+        transaction = await self._begin_once_there_is_room()
         how: Callable[[Transaction], None] = self._keep_unless_cancelled
         try:
             return await self._fetch(transaction)
         except ChecksumError as error:
             how = partial(
-                Transaction.reject, error=without_traceback(error), source=self.image.source
+                Transaction.reject,
+                error=without_traceback(error),
+                source=self.image.source,
+                version=version_name(self.image),
             )
             raise
         except Exception as error:
@@ -251,6 +269,30 @@ class Flight:
     def _keep_unless_cancelled(self, transaction: Transaction) -> None:
         if not self.cancelled:
             transaction.keep()
+
+    async def _begin_once_there_is_room(self) -> Transaction:
+        """Readers wait for room, in no thread and for so long at most; what is only queued does
+        not wait here, where it would keep others from their turn. Raises NoRoomError."""
+        until = trio.current_time() + self._settings.room_timeout
+        try:
+            while True:
+                change = self._traffic.room.next_change
+                try:
+                    return await self._in_thread(self._begin)
+                except ImageTooLargeError:
+                    raise
+                except NoRoomError as error:
+                    if self._readers == 0 or trio.current_time() >= until:
+                        raise
+                    if self.waits_for_room is None:
+                        log.info("%r waits for room: %s", self.image.image_id, error)
+                    self.waits_for_room = str(error)
+                self._go_ahead()
+                with trio.move_on_at(min(until, trio.current_time() + ROOM_POLL)):
+                    await change.wait()
+        finally:
+            self.waits_for_room = None
+            self._go_ahead()
 
     def _begin(self) -> Transaction:
         image = self.image
@@ -297,7 +339,11 @@ class Flight:
         return await self._publish(transaction, hasher)
 
     async def _publish(self, transaction: Transaction, hasher: Hasher) -> Entry:
-        digest, counted = hasher.finish(), self.opens
+        try:
+            digest, counted = hasher.finish(), self.opens
+        except ChecksumError as error:
+            image = self.image
+            raise ChecksumError(f"{image.image_id!r} at {image.source}: {error}") from error
         self._verified = True
         self._become(FlightState.PUBLISHING)
 
@@ -332,12 +378,13 @@ class Flight:
             hashed = stop
 
     async def _fail(self, error: CacheFSError) -> None:
-        """Write a failure down before any reader hears of it; the loser of a race has not failed,
-        and a wrong checksum is written down already, with its bytes."""
-        if not isinstance(error, ImageExistsError | ImageBusyError | ChecksumError):
-            await note_failure(
-                self._store, self.image.image_id, error, self.image.source, self._traffic.disk
-            )
+        """Write an authoritative no down before any reader hears of it; of a wrong checksum that is
+        done already, with its bytes. What passes is the queue's to remember."""
+        image = self.image
+        if isinstance(error, ChecksumError):
+            log.warning("could not fetch %r from %s: %s", image.image_id, image.source, error)
+        elif is_final(error):
+            await note_failure(self._store, image.image_id, error, image.source, self._traffic.disk)
         self.error = without_traceback(error)  # without its frames, which may hold a connection
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -349,8 +396,10 @@ class Flight:
         self._transfer.changed.unpark_all()
 
     def _go_ahead(self) -> None:
-        """Count among those that go first exactly while it has a reader and is not done."""
-        ahead = self._readers > 0 and not self.finished.is_set()
+        """Count among those that go first exactly while it has a reader and is not done. Not while
+        it waits for room: those that have it must get on."""
+        waits = self.finished.is_set() or self.waits_for_room is not None
+        ahead = self._readers > 0 and not waits
         if ahead and not self._ahead:
             self._traffic.precedence.enter()
         elif self._ahead and not ahead:
@@ -374,7 +423,7 @@ async def note_failure(
 ) -> None:
     """Make *error* the reason why the image is invalid. Not cancellable; what goes wrong is
     logged."""
-    log.warning("could not fetch %r: %s", image_id, error)
+    log.warning("could not fetch %r from %s: %s", image_id, source, error)
     with trio.CancelScope(shield=True):
         try:
             await trio.to_thread.run_sync(

@@ -6,9 +6,10 @@ together is one trip."""
 
 import trio
 
-from cachefs.fetcher.answers import Health
 from cachefs.fetcher.fetcher import Fetcher
 from cachefs.fetcher.flight import Progress
+from cachefs.fetcher.waits import Waiting
+from cachefs.sources import Health
 
 
 class FetcherPortal:
@@ -49,6 +50,15 @@ class FetcherPortal:
     def wake(self) -> None:
         """Have the fetcher look at the queue now: after an image was queued."""
         trio.from_thread.run_sync(self._fetcher.wake)
+
+    def waiting(self, image_id: str) -> Waiting | None:
+        """What an image waits for in the queue; None where it does not."""
+        return trio.from_thread.run_sync(self._fetcher.waiting, image_id)
+
+    def forget_rejected(self, image_id: str | None = None) -> None:
+        """Say that the failure of an image, or of all, is forgotten: readers may have its bytes
+        fetched."""
+        trio.from_thread.run_sync(self._fetcher.forget_rejected, image_id)
 
     def cancel(self, image_id: str) -> None:
         """Stop the fetch of an image and throw away what has come; returns when that is done.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import trio
 
+from cachefs.fetcher.room import Room
+
 BURST = 0.1
 """Seconds' worth of bytes that may be taken at once."""
 
@@ -70,10 +72,11 @@ class Precedence:
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """What all fetches of a daemon share: limits for all and for queued ones alone, who goes first,
-    and how many threads may wait for the disk. Those that wait for a source are each image's own,
-    so that a source that stalls holds up nobody else."""
+    who waits for room, and how many threads may wait for the disk. Those that wait for a source are
+    each image's own, so that a source that stalls holds up nobody else."""
 
     everything: Bandwidth
     prefetch: Bandwidth
     precedence: Precedence
     disk: trio.CapacityLimiter
+    room: Room

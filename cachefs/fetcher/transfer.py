@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import trio
 
 from cachefs.cache import PartialMap
-from cachefs.errors import CacheFSError, ImageChangedError, SourceError
+from cachefs.errors import CacheFSError, ImageChangedError, SourceError, without_traceback
 from cachefs.fetcher.chunks import ChunkMap, Span
-from cachefs.fetcher.concurrency import Reports, gather, without_traceback
+from cachefs.fetcher.concurrency import Reports, gather
 from cachefs.fetcher.retry import RetryPolicy
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.traffic import Traffic
@@ -37,7 +37,7 @@ class FetchSettings:
     that fill it, *urgent* of further ones for what readers wait for; at most *span* bytes are asked
     for in one request, *urgent_span* where a reader waits; *tries* come after a passing failure
     without progress between. Without *keep* the last reader's close ends a fetch that nobody
-    queued."""
+    queued. A reader waits for room in the cache for *room_timeout* seconds."""
 
     fetches: int = 3
     connections: int = 4
@@ -46,6 +46,7 @@ class FetchSettings:
     urgent_span: int = 4 * 2**20
     tries: int = 5
     keep: bool = True
+    room_timeout: float = 30.0
 
 
 class Transfer:

@@ -60,7 +60,11 @@ class Filesystem:
         self._fetcher = Fetcher(
             store,
             source,
-            FetchSettings(fetches=settings.max_fetches, keep=settings.on_last_close == "keep"),
+            FetchSettings(
+                fetches=settings.max_fetches,
+                keep=settings.on_last_close == "keep",
+                room_timeout=settings.timeout,
+            ),
             bandwidth=settings.bandwidth,
             prefetch_bandwidth=settings.prefetch_bandwidth,
         )
@@ -183,9 +187,7 @@ def _tree(images: Images, operator: Operator, serials: Serials, gid: int | None)
                 wait=images.cached_node_in_thread,
                 refused=images.cached_refused,
             ),
-            NodeKind.LAZY: Nodes(
-                images.lazy_node, images.forget_lazy, refused=images.lazy_refused
-            ),
+            NodeKind.LAZY: Nodes(images.lazy_node, images.forget_lazy, refused=images.lazy_refused),
             **kinds,
         }
     )

@@ -23,9 +23,9 @@ from cachefs.errors import (
     IndexBusyError,
     ReadOnlyError,
     StaleError,
+    without_traceback,
 )
 from cachefs.fetcher import Fetcher, Flight
-from cachefs.fetcher.concurrency import without_traceback
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
 from cachefs.vfs.expected import Expected

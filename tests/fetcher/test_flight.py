@@ -408,7 +408,7 @@ async def test_a_loser_against_another_process_has_not_failed(
 async def test_a_queued_image_that_another_process_is_caching_is_looked_at_again(
     running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefs.fetcher.fetcher.POLL", 0.02)
+    monkeypatch.setattr("cachefs.fetcher.prefetch.POLL", 0.02)
     store.enqueue("img")
     with store.begin("img", 3):
         async with running(source) as fetcher:

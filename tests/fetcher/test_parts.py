@@ -21,9 +21,10 @@ from cachefs.errors import (
     SourceTimeoutError,
     SourceUnreachableError,
 )
-from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, is_passing, pauses
+from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, pauses
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.traffic import BURST, Bandwidth, Precedence
+from cachefs.sources import is_passing
 
 
 class Clock:

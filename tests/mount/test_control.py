@@ -9,7 +9,7 @@ import pytest
 from support.cachefs_mount import Mounted
 from support.processes import failure, run, wait_for
 
-from cachefs.fetcher.fetcher import POLL
+from cachefs.fetcher.prefetch import POLL
 
 from .conftest import KINDS
 
