@@ -11,7 +11,9 @@ from obstore.store import HTTPStore
 
 from cachefs.errors import InvalidValueError
 from cachefs.sources.base import READ_TIMEOUT
+from cachefs.sources.beside import WebFiles
 from cachefs.sources.objects import ObjectSource
+from cachefs.sources.web import Web
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to connect, names looked up and TLS agreed on."""
@@ -82,4 +84,12 @@ def http_source(
         )
     except Exception as error:  # obstore has no common class for what a constructor raises
         raise InvalidValueError(f"{public} is no URL that obstore takes") from error
-    return ObjectSource(store, public, clock)
+    web = Web(
+        urlunsplit((parts.scheme, netloc, path.rstrip("/"), "", "")),
+        parts.query,
+        {**headers, "User-Agent": "cachefs"},
+        public=public,
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+    )
+    return ObjectSource(store, public, WebFiles(web, public, clock), clock)
