@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from html import unescape
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -80,7 +81,8 @@ class WebFiles:
 
     def ask(self, name: str) -> Answer:
         """See :meth:`Beside.ask`."""
-        return _answer(self._web.look(name))
+        answer = _answer(self._web.look(name))
+        return replace(answer, status=200) if answer.status == 206 else answer
 
     def retry_after(self, name: str) -> float | None:
         """See :meth:`Beside.retry_after`. One further request: obstore does not show the headers of
@@ -162,7 +164,7 @@ def check_coding(coding: str | None, name: str, what: str) -> None:
 
 
 def _answer(reply: Reply) -> Answer:
-    return Answer(200 if reply.status == 206 else reply.status, reply.content_type)
+    return Answer(reply.status, reply.content_type)
 
 
 def _check_length(length: str, limit: int, what: str) -> None:

@@ -82,6 +82,12 @@ def broke(error: Exception) -> bool:
     return _KIND.search(_dump(error)) is not None
 
 
+def was_cut(error: Exception) -> bool:
+    """Whether *error* means that a connection was there and broke before the answer came."""
+    found = _KIND.search(_dump(error))
+    return found is not None and found[1] in ("Request", "Interrupted")
+
+
 def translate(error: Exception, what: str) -> CacheFSError:
     """The error of ours that *error* means, its text one line that begins with *what*.
 

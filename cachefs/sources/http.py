@@ -70,17 +70,8 @@ def http_source(
                 "default_headers": headers,
                 "user_agent": "cachefs",
             },
-            # The fetcher retries. One quick second try is for a kept connection that the server
-            # has closed just as we used it.
-            retry_config={
-                "max_retries": 1,
-                "retry_timeout": timedelta(seconds=0.5),
-                "backoff": {
-                    "init_backoff": timedelta(milliseconds=20),
-                    "max_backoff": timedelta(milliseconds=100),
-                    "base": 2,
-                },
-            },
+            # The fetcher retries, and knows for how long the server wants to be left alone.
+            retry_config={"max_retries": 0},
         )
     except Exception as error:  # obstore has no common class for what a constructor raises
         raise InvalidValueError(f"{public} is no URL that obstore takes") from error

@@ -30,7 +30,7 @@ from cachefs.sources.absence import Answer
 from cachefs.sources.base import SourceImage
 from cachefs.sources.beside import Beside, check_coding, is_page_name
 from cachefs.sources.checksums import ChecksumFiles
-from cachefs.sources.failures import STORE_ERRORS, broke, status_of, translate
+from cachefs.sources.failures import STORE_ERRORS, broke, status_of, translate, was_cut
 
 if TYPE_CHECKING:  # obstore has these in its stubs only
     from obstore import BytesStream, GetOptions, GetResult
@@ -82,7 +82,7 @@ class ObjectSource:
         501; they serve their images all the same.
         """
         try:
-            obstore.head(self._store, "")
+            self._ask("", {"head": True})
         except STORE_ERRORS as error:
             failure = translate(error, self.url)
             status = status_of(error)
@@ -179,18 +179,28 @@ class ObjectSource:
 
     def _get(self, image_id: str, options: GetOptions) -> GetResult:
         try:
-            result = obstore.get(self._store, image_id, options=options)
+            result = self._ask(image_id, options)
         except STORE_ERRORS as error:
             raise self._failure(error, image_id) from error
         self._refuse_others(result, image_id)
         return result
+
+    def _ask(self, image_id: str, options: GetOptions) -> GetResult:
+        """One request, or two where the first came over a kept connection that the server closed
+        just then."""
+        try:
+            return obstore.get(self._store, image_id, options=options)
+        except STORE_ERRORS as error:
+            if not was_cut(error):
+                raise
+        return obstore.get(self._store, image_id, options=options)
 
     def _describe(self, image_id: str) -> tuple[GetResult, bool]:
         """The store's answer to what it knows of the image, and whether ranges are served."""
         what = self._what(image_id)
         if self._clock() - self._no_ranges_seen >= _RANGES_RETRY:
             try:
-                result = obstore.get(self._store, image_id, options={"range": (0, 1)})
+                result = self._ask(image_id, {"range": (0, 1)})
                 result.bytes()  # one byte, so that the connection can serve the next request
                 return result, True
             except STORE_ERRORS as error:
@@ -212,13 +222,12 @@ class ObjectSource:
         """The answer to HEAD, or where a server does not do that, to a GET whose body is dropped:
         some megabytes are under way by then."""
         try:
-            return obstore.get(self._store, image_id, options={"head": True})
+            return self._ask(image_id, {"head": True})
         except STORE_ERRORS as error:
-            refused = status_of(error)
-            if refused not in (400, 403, 404, 405, 501) and (refused or broke(error)):
+            if status_of(error) not in (400, 403, 405, 501):
                 raise self._failure(error, image_id) from error
         try:
-            return obstore.get(self._store, image_id)
+            return self._ask(image_id, {})
         except STORE_ERRORS as error:
             raise self._failure(error, image_id) from error
 
