@@ -17,7 +17,7 @@ from cachefs.errors import CacheFSError
 REMEMBERED: Final = 600.0
 """Seconds for which the answer to the impossible name is remembered."""
 
-TRUSTED: Final = 30.0
+TRUSTED: Final = 2.0
 """Seconds for which a source that has served an image is known to serve images."""
 
 
@@ -66,7 +66,7 @@ class Absence:
         self._served, self._served_at = name, self._clock()
 
     def means(self, answer: Answer) -> bool:
-        """Whether *answer* means that the file is not there; asks the source at most twice.
+        """Whether *answer* means that the file is not there; asks the source a few times.
 
         404 and 410 do. Any other does that is the answer to the impossible name, too, while the
         source serves other files: one that refuses all alike, for want of a password say, tells
@@ -78,25 +78,29 @@ class Absence:
         if not doubtful or answer.status in _NEVER_ABSENT:
             return False
         try:
-            return self._like_the_impossible(answer) and self._serves()
+            return self._like_the_impossible(answer) and self._serves(TRUSTED)
         except CacheFSError:
             return False
 
     def _like_the_impossible(self, answer: Answer) -> bool:
         with self._lock:  # of many who wonder at once, one asks
             if self._usual is None or self._clock() - self._asked >= REMEMBERED:
-                self._usual = self._ask(self._impossible)
-                self._asked = self._clock()
+                usual = self._ask(self._impossible)
+                # One that has just begun to refuse everything has not said what is usual.
+                if not self._serves(trusted=0.0):
+                    return False
+                self._usual, self._asked = usual, self._clock()
             usual = self._usual
         if answer.status != usual.status:
             return False
         return answer.status != 200 or answer.content_type == usual.content_type
 
-    def _serves(self) -> bool:
+    def _serves(self, trusted: float) -> bool:
+        """Whether the source serves the image that it served last, seen so within *trusted* s."""
         name = self._served
         if name is None:
             return False
-        if self._clock() - self._served_at >= TRUSTED:
+        if self._clock() - self._served_at >= trusted:
             again = self._ask(name)
             if not again.is_there or again.is_page:
                 return False

@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 from cachefs.errors import CacheFSError, SourceError
 from cachefs.sources.absence import Absence, Answer
-from cachefs.sources.checksums import SmallFile, is_list_name
 from cachefs.sources.failures import of_status
+from cachefs.sources.loading import SmallFile
+from cachefs.sources.names import checksum_files
 from cachefs.sources.web import Reply, Web, drop, retry_after
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ class Beside(Protocol):
     absence: Absence
 
     def read(self, name: str, known: str | None, limit: int) -> SmallFile | None:
-        """See :data:`cachefs.sources.checksums.ReadSmall`."""
+        """See :data:`cachefs.sources.loading.ReadSmall`."""
 
-    def listing(self) -> tuple[str, ...]:
-        """The files that the source lists and that are called like checksum lists."""
+    def listing(self) -> dict[str, str | None]:
+        """:func:`cachefs.sources.names.checksum_files` of what the source lists."""
 
     def ask(self, name: str) -> Answer:
         """What the source answers to a request for *name*; raises where no answer comes."""
@@ -75,7 +76,7 @@ class WebFiles:
         self._web = web
         self._url = url
         self._clock = clock
-        self._listing: tuple[str, ...] = ()
+        self._listing: dict[str, str | None] = {}
         self._listed = float("-inf")
         self._lock = threading.Lock()
 
@@ -94,7 +95,7 @@ class WebFiles:
         return retry_after(reply.headers)
 
     def read(self, name: str, known: str | None, limit: int) -> SmallFile | None:
-        """See :data:`cachefs.sources.checksums.ReadSmall`."""
+        """See :data:`cachefs.sources.loading.ReadSmall`."""
         what = f"{name!r} at {self._url}"
         reply = self._web.get(name, _validators(known))
         answer = _answer(reply)
@@ -119,7 +120,7 @@ class WebFiles:
             failure.retry_after = retry_after(reply.headers)
         raise failure
 
-    def listing(self) -> tuple[str, ...]:
+    def listing(self) -> dict[str, str | None]:
         """See :meth:`Beside.listing`. As nginx, Apache and their like write one, in HTML or JSON; a
         source that shows none is asked again in a minute, and nothing depends on it."""
         with self._lock:
@@ -128,22 +129,22 @@ class WebFiles:
                     self._listing = self._list()
                 except CacheFSError as error:
                     log.info("no listing to find checksum lists by: %s", error)
-                    self._listing = ()
+                    self._listing = {}
                 self._listed = self._clock()
             return self._listing
 
-    def _list(self) -> tuple[str, ...]:
+    def _list(self) -> dict[str, str | None]:
         reply = self._web.get("")
         if reply.status != 200:
             drop(reply)
-            return ()
+            return {}
         data, deadline = bytearray(), time.monotonic() + LISTING_DEADLINE
         for piece in reply.pieces:
             data += piece
             if len(data) > MAX_LISTING_BYTES or time.monotonic() > deadline:
                 reply.pieces.close()
                 raise SourceError(f"{self._url}: its listing is too long, or too slow to come")
-        return tuple(filter(is_list_name, _listed_names(reply, bytes(data), self._url)))
+        return checksum_files(_listed_names(reply, bytes(data), self._url))
 
 
 def is_page_name(name: str) -> bool:

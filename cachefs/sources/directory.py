@@ -29,7 +29,9 @@ from cachefs.errors import (
 )
 from cachefs.sources.base import SourceImage
 from cachefs.sources.beneath import HiddenError, OutsideError, open_beneath
-from cachefs.sources.checksums import ChecksumFiles, SmallFile, is_list_name
+from cachefs.sources.checksums import ChecksumFiles
+from cachefs.sources.loading import SmallFile
+from cachefs.sources.names import checksum_files
 
 PIECE: Final = 2**20
 
@@ -91,7 +93,7 @@ class DirectorySource:
         here is shown to every user, as a mount of root's is, or one with ``allow_other``; then a
         file that not every user may read is refused. Where it is None, it is so for root."""
         self._public = os.geteuid() == 0 if public is None else public
-        self._listed: tuple[int, tuple[str, ...]] = (0, ())
+        self._listed: tuple[int, dict[str, str | None]] = (0, {})
         self._top = Path(directory).absolute()
         self.url = self._top.as_uri().rstrip("/") + "/"
         self._was_mountpoint = self._top.is_mount()
@@ -236,20 +238,20 @@ class DirectorySource:
             if _identify(fd) != (size, version) or start != size:
                 raise SourceError(changed)
 
-    def _listing(self) -> tuple[str, ...]:
+    def _listing(self) -> dict[str, str | None]:
         """The files that are called like checksum lists; looked for again when the directory has
         changed. Empty where it may be entered but not read."""
         try:
             changed = self._top.stat().st_mtime_ns
             if self._listed[0] == changed:
                 return self._listed[1]
-            names = tuple(path.name for path in self._top.iterdir() if is_list_name(path.name))
+            names = checksum_files([path.name for path in self._top.iterdir()])
             # What has changed just now may change once more without another time.
             if time.time_ns() - changed > _COARSEST_TIME:
                 self._listed = changed, names
             return names
         except PermissionError:
-            return ()
+            return {}
         except OSError as error:
             raise self._translate(error, f"directory {self._top}") from error
 

@@ -8,14 +8,14 @@ byte order mark, as PowerShell's ``>`` writes it) UTF-16, and lines with a colum
 """
 
 import codecs
+import hashlib
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Final
 
-from cachefs.errors import InvalidValueError, SourceError
+from cachefs.errors import SourceError
 from cachefs.image import Digest
 
 STRONGEST_FIRST: Final = (
@@ -55,6 +55,7 @@ _BY_LENGTH: Final = {
     96: "sha384",
     128: "sha512",
 }
+_DIGITS: Final = {name: 2 * hashlib.new(name).digest_size for name in STRONGEST_FIRST}
 _KEY: Final = 16
 
 
@@ -82,9 +83,9 @@ def entries(pieces: Iterable[bytes], algorithm: str | None) -> Generator[Entry]:
         yield from _read_line(text, algorithm)
 
 
-def bare_digest(text: str, algorithm: str | None) -> Digest | None:
-    """The first digest of *algorithm* that stands in *text* as a word of its own."""
-    for word in text.split():
+def bare_digest(data: bytes, algorithm: str | None) -> Digest | None:
+    """The first digest of *algorithm* that stands in *data* as a word of its own."""
+    for word in data.decode(errors="replace").split():
         if _BARE.fullmatch(word) and (digest := _digest(algorithm, word)):
             return digest
     return None
@@ -238,8 +239,10 @@ def _read_line(text: str, algorithm: str | None) -> Generator[Entry]:
     name = name.removeprefix("./")
     if exact:
         yield Entry(name, digest)
-    for guess in {_last_part(name), _last_part(_without_size(name))} - ({name} if exact else set()):
-        yield Entry(guess, digest, exact=False)
+    if not exact or "/" in name or " " in name or "\t" in name:
+        for guess in {_last_part(name), _last_part(_without_size(name))}:
+            if guess != name or not exact:
+                yield Entry(guess, digest, exact=False)
 
 
 def _without_size(name: str) -> str:
@@ -259,14 +262,13 @@ def _tagged(tag: str, digits: str) -> Digest | None:
 
 
 def _digest(algorithm: str | None, digits: str) -> Digest | None:
+    """The digest, of which *digits* are known to be hex; None if they are of another length, and so
+    of another algorithm."""
     algorithm = algorithm or _BY_LENGTH.get(len(digits))
-    if algorithm is None:
+    if algorithm is None or len(digits) != _DIGITS[algorithm]:
         return None
-    try:
-        return Digest.of(algorithm, digits)
-    except InvalidValueError:
-        return None  # of another length, so of another algorithm
+    return Digest(algorithm, digits.lower())
 
 
 def _key(name: str) -> bytes:
-    return blake2b(name.encode(), digest_size=_KEY).digest()
+    return hashlib.blake2b(name.encode(), digest_size=_KEY).digest()
