@@ -29,7 +29,7 @@ from cachefs.errors import (
 from cachefs.sources.absence import Answer
 from cachefs.sources.base import SourceImage
 from cachefs.sources.beside import Beside, check_coding, is_page_name
-from cachefs.sources.checksums import ChecksumFiles
+from cachefs.sources.checksums import FRESH, ChecksumFiles
 from cachefs.sources.failures import STORE_ERRORS, broke, status_of, translate, was_cut
 
 if TYPE_CHECKING:  # obstore has these in its stubs only
@@ -44,6 +44,8 @@ _RANGES_RETRY: Final = 60.0
 
 A GET that it answers with the whole image is dropped, but megabytes are under way by then.
 """
+
+_MAX_TAGS: Final = 4096
 
 _MIRROR_TRIES: Final = 3
 """How often a source is asked again that has answered with another version."""
@@ -73,6 +75,7 @@ class ObjectSource:
         self._clock = clock
         self._no_ranges_seen = float("-inf")
         self._mirrors_seen = float("-inf")
+        self._tags: dict[str, tuple[str | None, float]] = {}
         self._checksums = ChecksumFiles(beside.read, clock, beside.listing)
 
     def check(self) -> None:
@@ -105,6 +108,7 @@ class ObjectSource:
         version = _version_of(result)
         digest = self._checksums.digest_of(image_id, version)
         if digest is not None:
+            self._remember_tag(image_id, version, float("-inf"))
             version = str(digest)
         elif self._clock() - self._mirrors_seen < _MIRRORS_REMEMBERED:
             version, ranges = None, False
@@ -157,9 +161,32 @@ class ObjectSource:
             if not _is_version(result, image):
                 del result  # its connection is of no further use
                 result = self._ask_mirrors(image, options)
+        self._expect_digest(image, _version_of(result))
         if result.range != options.get("range", (0, image.size)):
             raise SourceError(f"{what}: the source sent another range than it was asked for")
         return result.stream(min_chunk_size=PIECE)
+
+    def _expect_digest(self, image: SourceImage, tag: str | None) -> None:
+        """Where another ETag has come than at the look, that is of another mirror or another image:
+        see whether the image's digest is another by now, too. Once in a while: mirrors differ every
+        time."""
+        if image.digest is None:
+            return
+        known, asked = self._tags.get(image.image_id, (tag, 0.0))
+        if tag == known or self._clock() - asked < FRESH:
+            return
+        self._remember_tag(image.image_id, known, self._clock())
+        try:
+            digest = self._checksums.digest_of(image.image_id, tag)
+        except CacheFSError:
+            return  # the digest that is known decides
+        if digest != image.digest:
+            raise ImageChangedError(f"{self._what(image.image_id)}: changed at the source")
+
+    def _remember_tag(self, image_id: str, tag: str | None, asked: float) -> None:
+        self._tags[image_id] = tag, asked
+        if len(self._tags) > _MAX_TAGS:
+            self._tags.pop(next(iter(self._tags)), None)
 
     def _ask_mirrors(self, image: SourceImage, options: GetOptions) -> GetResult:
         """What was answered was of another version. Behind one name may be many servers, each with
