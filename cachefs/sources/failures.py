@@ -62,7 +62,7 @@ _BY_KIND: Final[dict[str, tuple[type[CacheFSError], str]]] = {
 _STATUS = re.compile(r"^\s*status: (\d{3}),$", re.MULTILINE)
 _KIND = re.compile(r"^\s*(?:\w+: )?HttpError \{\n\s*kind: (\w+),$", re.MULTILINE)
 _CAUSE = re.compile(r'^\s*(?:message|error): "([^"\\]{1,120})",?$', re.MULTILINE)
-_CERTIFICATE = re.compile(r"^\s*InvalidCertificate\(\n\s*(\w+)", re.MULTILINE)
+_CERTIFICATE = re.compile(r"^\s*(?:\w+: )?InvalidCertificate\(\n\s*(\w+)", re.MULTILINE)
 
 
 _METHOD_NOT_ALLOWED: Final = 405
