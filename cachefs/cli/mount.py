@@ -85,7 +85,8 @@ def mount(
 
 @click.command()
 @click.argument("mountpoint")
-def umount(mountpoint: str) -> None:
+@click.option("--lazy", is_flag=True, help="Detach it even while it is in use; waits for nothing.")
+def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT; returns once its daemon has let go of the cache."""
     # A plain text: click.Path would stat it, and wait for ever for a daemon that hangs.
-    unmount(Path(mountpoint))
+    unmount(Path(mountpoint), lazy=lazy)
