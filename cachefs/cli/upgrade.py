@@ -6,7 +6,7 @@ import time
 import click
 
 from cachefs.cli.control import Control
-from cachefs.cli.daemon import Named, fuse_mount, proven
+from cachefs.cli.daemon import Named, ask, fuse_mount, proven
 from cachefs.cli.options import with_control_alone
 from cachefs.errors import MountError
 
@@ -60,12 +60,8 @@ def _wait_for_another(control: Control, old: Named, *, may_vanish: bool) -> int 
     """The worker that answers instead of the *old* one, or None where none does in time."""
     deadline = time.monotonic() + HAND_OVER_SECONDS
     while time.monotonic() < deadline:
-        try:
-            new = Named.by(control.status())
-        except OSError:
-            if not may_vanish:
-                raise
-            new = old  # it is not mounted just now
+        # A read of ours that a plain worker takes with it as it leaves could not be given up.
+        new = ask(control.mountpoint) if may_vanish else Named.by(control.status())
         if new.worker not in (0, old.worker):
             return new.worker
         time.sleep(_POLL_SECONDS)

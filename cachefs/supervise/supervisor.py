@@ -230,9 +230,15 @@ class Supervisor:
                 self._leave(self._current, DRAIN, now)
             else:
                 self._hand_over()
-        elif word == UNMOUNTED:
+        elif word == UNMOUNTED and not self._is_remounting(worker):
             worker.unmounted = True
             self._unmounted = True
+
+    def _is_remounting(self, worker: WorkerProcess) -> bool:
+        """Whether it was us who took the mount away from under the worker, for an upgrade: it may
+        see that before it hears that it is to leave."""
+        leaving = worker.leave_by is not None and self._stop_by is None
+        return leaving and self.info.mode == "plain" and not self._unmounted
 
     def _judge(self, worker: WorkerProcess, now: float) -> None:
         timeouts = self._timeouts
@@ -328,8 +334,8 @@ class Supervisor:
             log.info("the upgrade waits: a worker is just starting")
         elif self.info.mode == "plain":
             log.warning("plain transport cannot hand over: the mount is made anew")
-            mounting.unmount(self._mountpoint)
             self._leave(self._current, DRAIN, self._clock())
+            mounting.unmount(self._mountpoint)
         else:
             self._start(turn=False)
 
