@@ -13,20 +13,16 @@ be another process's by now. So a command signals and waits for a process only w
 """
 
 import json
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.cli.mounts import ours
 from cachefs.errors import MountError
-from cachefs.kernel import mountinfo, processes
+from cachefs.kernel import mountinfo, patience, processes
 from cachefs.kernel.mountinfo import MountInfo
 from cachefs.kernel.processes import Handle
-
-STATUS_SECONDS = 2.0
-"""How long a daemon may take to say who it is; a hanging one must not keep us from unmounting."""
 
 WORKER = "cachefs.mount.worker"
 """In the argument vector of a worker."""
@@ -34,10 +30,12 @@ WORKER = "cachefs.mount.worker"
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The processes that a mount names in its ``status``; 0 where it names none."""
+    """The processes that a mount names in its ``status``; 0 where it names none. *orphaned*: the
+    worker itself says that its supervisor is gone."""
 
     worker: int = 0
     supervisor: int = 0
+    orphaned: bool = False
 
     @classmethod
     def by(cls, document: object) -> "Named":
@@ -45,8 +43,12 @@ class Named:
         worker = document.get("worker") if isinstance(document, dict) else None
         if not isinstance(worker, dict):
             return cls()
-        pids = (worker.get("pid"), worker.get("supervisor"))
-        return cls(*(pid if type(pid) is int and pid > 1 else 0 for pid in pids))
+        pid, supervisor = worker.get("pid"), worker.get("supervisor", 0)
+        return cls(_number(pid), _number(supervisor), orphaned=supervisor is None)
+
+
+def _number(value: object) -> int:
+    return value if type(value) is int and value > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ REMEDY = "nothing would replace it; to mend that, `cachefs umount {0}` and mount
 def has_lost_supervisor(named: Named) -> bool:
     """Whether the worker that is *named* goes on without its supervisor, as far as is to be seen
     from here."""
+    if named.orphaned:
+        return True
     if not named.worker or not named.supervisor:
         return False
     try:
@@ -132,25 +136,13 @@ def has_lost_supervisor(named: Named) -> bool:
 
 
 def ask(mountpoint: Path) -> Named:
-    """The processes that the mount names; none where it does not answer in time."""
-    process = subprocess.Popen(
-        # A process of its own: where the daemon hangs, a read of ours could not be given up, and
-        # would keep the mount busy.
-        ["cat", "--", str(mountpoint / "control" / "status")],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    """The processes that the mount names; none where it does not answer in time: a dead daemon
+    holds nothing that could be waited for."""
+    content = patience.read(mountpoint / "control" / "status")
     try:
-        answer, _ = process.communicate(timeout=STATUS_SECONDS)
-        return Named.by(json.loads(answer))
-    except (ValueError, subprocess.TimeoutExpired):
-        return Named()  # a dead daemon holds nothing that could be waited for
-    finally:
-        # Not waited for without a limit: it may be stuck in the kernel for as long as the mount.
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STATUS_SECONDS)
+        return Named.by(json.loads(content or b"null"))
+    except ValueError:
+        return Named()
 
 
 def _opened(pid: int, role: str) -> Handle:

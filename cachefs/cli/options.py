@@ -57,8 +57,8 @@ def _looked_after(ctx: click.Context, param: click.Parameter, value: Path | None
             named = Named.by(control.status())
             if has_lost_supervisor(named):
                 complain(
-                    f"warning: the supervisor of {control.mountpoint} (pid {named.supervisor}) is "
-                    f"gone, its worker goes on alone: {REMEDY.format(control.mountpoint)}"
+                    f"warning: the supervisor of {control.mountpoint} is gone, its worker (pid "
+                    f"{named.worker}) goes on alone: {REMEDY.format(control.mountpoint)}"
                 )
     return control
 

@@ -49,12 +49,13 @@ def log_file(settings: Settings) -> Path | None:
     return settings.cache_dir / ".cachefs" / "log"
 
 
-def place_of(settings: Settings) -> str:
-    """Where the log is, in words."""
-    file = log_file(settings)
-    if file is not None:
-        return str(file)
-    return "stderr" if settings.foreground else "syslog"
+def more(settings: Settings) -> str:
+    """For the end of an error: where the log says more; empty where the user sees it, or it goes
+    with a cache directory that is not kept."""
+    file = settings.log_file
+    if file is None and (settings.foreground or not _SYSLOG.is_socket()):
+        return ""
+    return f"; the log ({file or 'syslog'}) says more"
 
 
 def known_secrets(settings: Settings) -> list[str]:

@@ -145,9 +145,19 @@ class Supervisor:
             self._clean_up()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self.reason and not self._told:
+        if self.reason and self._served:
             log.error("gave up on %s: %s", self._mountpoint, self.reason)
         return 1 if self.reason else 0
+
+    @property
+    def has_served(self) -> bool:
+        """Whether a worker has ever answered."""
+        return self._served
+
+    @property
+    def was_told(self) -> bool:
+        """Whether the worker that could not begin has said why, on stderr."""
+        return self._told
 
     def stop(self) -> None:
         """Detach the mount, let the worker finish what it has, and end. From a signal handler or
