@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Self
 
 from cachefs.errors import InvalidValueError
+from cachefs.redaction import without_secrets
 
 MAX_BYTES = 2**63 - 1
 """The longest file that Linux can have (``loff_t``), so the largest size that means anything."""
@@ -112,7 +113,8 @@ def to_ns(seconds: float) -> int:
 
 
 def quoted(text: str) -> str:
-    """*text* fit for one line of an error."""
+    """*text* fit for one line of an error: short, and without what looks like a secret."""
+    text = without_secrets(text)
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 

@@ -18,6 +18,7 @@ from cachefs.cli.output import complain, error_text
 from cachefs.cli.upgrade import upgrade
 from cachefs.cli.upkeep import clean, prune
 from cachefs.errors import CacheFSError
+from cachefs.redaction import without_secrets
 
 INTERRUPTED = 130
 """What a shell reports of a program that SIGINT ended: 128 and the signal's number."""
@@ -29,6 +30,9 @@ class _Main(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            # It quotes what was typed. `from None`: so would the traceback of a caller.
+            raise click.UsageError(without_secrets(error.format_message()), error.ctx) from None
         except (CacheFSError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # `cachefs ls | head`: click ends quietly

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cachefs.cli.options import Callback, Value
+from cachefs.cli.output import complain
 from cachefs.cli.unmount import unmount
 from cachefs.errors import CacheFSError
 from cachefs.settings import Setting, Settings, load
@@ -70,16 +71,22 @@ def mount(
     **options: object,
 ) -> None:
     """Mount what :data:`_HELP` says."""
-    settings = load(source, mountpoint, options, file=file, environ=os.environ)
-    # Here, not above: `cachefs ls` in a loop must not pay for trio, pyfuse3 and obstore.
-    from cachefs.mount import run  # noqa: PLC0415
+    # Here, not above: `cachefs ls` in a loop must not pay for what only a mount needs.
+    from cachefs.mount import exposed_files, handed_over, hide_arguments, run  # noqa: PLC0415
 
+    settings = handed_over(os.environ)
+    if settings is None:
+        settings = load(source, mountpoint, options, file=file, environ=os.environ)
+        hide_arguments(settings)
+    for path in exposed_files(settings):
+        complain(f"warning: {path} has credentials and every user may read it: chmod 600 {path}")
     ctx.exit(run(settings))
 
 
 @click.command()
 @click.argument("mountpoint")
-def umount(mountpoint: str) -> None:
+@click.option("--lazy", is_flag=True, help="Detach it even while it is in use; waits for nothing.")
+def umount(mountpoint: str, lazy: bool) -> None:
     """Unmount MOUNTPOINT; returns once its daemon has let go of the cache."""
     # A plain text: click.Path would stat it, and wait for ever for a daemon that hangs.
-    unmount(Path(mountpoint))
+    unmount(Path(mountpoint), lazy=lazy)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import click
 
+from cachefs.redaction import without_secrets
+
 
 def one_line(text: str) -> str:
     """*text* as one printable line: an origin's words may hold newlines and terminal escapes."""
@@ -24,8 +26,8 @@ def error_text(error: Exception) -> str:
 
 
 def complain(text: str) -> None:
-    """Write one line of error to stderr."""
-    click.echo(f"cachefs: {one_line(text)}", err=True)
+    """Write one line of error to stderr, without any secret."""
+    click.echo(f"cachefs: {one_line(without_secrets(text))}", err=True)
 
 
 def show_json(document: object) -> None:

@@ -3,115 +3,94 @@
 Works on a mount whose daemon hangs or is dead.
 """
 
-import json
 import os
-import select
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
-from cachefs.cli.mounts import mounted_at
+from cachefs.cli.daemon import ask, fuse_mount, proven
 from cachefs.cli.output import one_line
 from cachefs.errors import MountError
-
-STATUS_SECONDS = 2.0
-"""How long a daemon may take to say who it is; a hanging one must not keep us from unmounting."""
+from cachefs.kernel import mountinfo, processes
+from cachefs.kernel.mountinfo import MountInfo
 
 LET_GO_SECONDS = 30.0
 """How long the daemon may take to end once it is unmounted: it has transactions to abort."""
 
+_LOOP_DEVICES = Path("/sys/block")
 
-def unmount(path: Path) -> None:
-    """Unmount the cachefs at *path* and wait for its daemon to end.
+
+def unmount(path: Path, *, lazy: bool = False) -> None:
+    """Unmount the cachefs at *path* and wait for its daemon to end. *lazy* takes the mountpoint
+    away even while the mount is in use; its daemon ends with the last use, and is not waited for.
 
     Raises :class:`~cachefs.errors.MountError` when nothing of ours is mounted there, when it is
-    in use (naming the processes), or when the daemon does not end.
+    in use (naming by whom), or when the daemon does not end.
     """
-    mounted = mounted_at(path)
-    if mounted is None:
-        raise MountError(f"no cachefs is mounted at {path}")
-    mountpoint = mounted.mountpoint
-    with ExitStack() as stack:
-        # Opened before: a number may be another process's by the time the mount is gone.
-        daemons = {}
-        for pid in _daemons(mountpoint):
-            try:
-                daemons[pid] = os.pidfd_open(pid)
-            except OSError:
-                continue  # ended, or of a namespace that we do not see: nothing to wait for
-            stack.callback(os.close, daemons[pid])
-        _ask_the_kernel(mountpoint)
+    mount = fuse_mount(path)
+    # Opened before: a number may be another process's by the time the mount is gone.
+    with proven(mount, ask(mount.mountpoint)) as served:
+        _ask_the_kernel(mount, lazy)
         deadline = time.monotonic() + LET_GO_SECONDS
-        for pid, pidfd in daemons.items():
-            ended, _, _ = select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
-            if not ended:
-                raise MountError(f"{mountpoint} is unmounted, but its daemon (pid {pid}) goes on")
+        for process in () if lazy else (served.supervisor, served.worker):
+            if process is not None and not process.wait(deadline - time.monotonic()):
+                raise MountError(
+                    f"{mount.mountpoint} is unmounted, but its daemon (pid {process.pid}) goes on "
+                    f"after {LET_GO_SECONDS:.0f} s: its log says with what; `kill {process.pid}` "
+                    "ends it"
+                )
 
 
-def _ask_the_kernel(mountpoint: Path) -> None:
+def _ask_the_kernel(mount: MountInfo, lazy: bool) -> None:
     """Run umount(8) as root, else fusermount3(1), which is set-uid."""
     # Not canonicalised: umount(8) would look at the mountpoint, and wait for a daemon that hangs.
-    command = ["umount", "-c"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    command, lazily = (
+        (["umount", "-c"], "-l") if os.geteuid() == 0 else (["fusermount3", "-u"], "-z")
+    )
+    words = [*command, *([lazily] if lazy else []), "--", str(mount.mountpoint)]
     try:
-        result = subprocess.run(
-            [*command, "--", str(mountpoint)], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise MountError(f"{command[0]} is not installed") from error
+        raise MountError(
+            f"cannot unmount {mount.mountpoint}: {command[0]} is not installed"
+        ) from error
     if result.returncode == 0:
         return
-    users = ", ".join(_users(mountpoint))
-    if users:
-        raise MountError(f"{mountpoint} is busy: used by {users}")
-    raise MountError(f"cannot unmount {mountpoint}: {one_line(result.stderr)}")
+    if "busy" not in result.stderr:
+        raise MountError(f"cannot unmount {mount.mountpoint}: {one_line(result.stderr)}")
+    culprits = ", ".join(users_of(mount)) or _unseen()
+    raise MountError(
+        f"{mount.mountpoint} is busy: used by {culprits}; end that, or detach it all the same with "
+        "`cachefs umount --lazy`"
+    )
 
 
-def _daemons(mountpoint: Path) -> list[int]:
-    """The processes that serve the mount, by its own account; none when it does not answer."""
-    try:
-        # A process of its own: it can be killed when the daemon hangs, where a read of ours could
-        # not be given up, and would keep the mount busy.
-        answer = subprocess.run(
-            ["cat", "--", str(mountpoint / "control" / "status")],
-            capture_output=True,
-            check=True,
-            timeout=STATUS_SECONDS,
-        )
-        worker = json.loads(answer.stdout).get("worker")
-    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
-        return []  # a dead daemon holds nothing that could be waited for
-    pids = (worker.get("supervisor"), worker.get("pid")) if isinstance(worker, dict) else ()
-    return [pid for pid in pids if isinstance(pid, int) and pid > 0]
+def _unseen() -> str:
+    return (
+        "something that is no process"
+        if os.geteuid() == 0
+        else "a process that only root can see (`sudo cachefs umount` names it)"
+    )
 
 
-def _users(mountpoint: Path) -> Iterator[str]:
-    """``name (pid)`` of each process that holds a file or directory below *mountpoint*.
-
-    By the links in ``/proc/PID`` (proc(5)), which only root sees of other users' processes.
-    """
-    for process in Path("/proc").glob("[0-9]*"):
-        if process.name == str(os.getpid()):
-            continue
-        links = [process / "cwd", process / "root", *_listed(process / "fd")]
-        if any(_below(link, mountpoint) for link in links):
-            try:
-                name = (process / "comm").read_text().strip()
-            except OSError:
-                continue  # it has just ended
-            yield f"{name} ({process.name})"
-
-
-def _listed(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except OSError:
-        return []
-
-
-def _below(link: Path, mountpoint: Path) -> bool:
-    try:
-        return Path(os.readlink(link)).is_relative_to(mountpoint)  # noqa: PTH115 - not touching it
-    except OSError:
-        return False
+def users_of(mount: MountInfo) -> Iterator[str]:
+    """What keeps the mount busy, in words: each process as ``name (pid)``, mounts below it, and
+    loop devices on files of it. Of other users' processes only root sees any."""
+    for pid in processes.all_processes():
+        if processes.uses(pid, mount.mount_id, mount.mountpoint):
+            name = processes.name_of(pid)
+            if name:  # else it has just ended
+                yield f"{name} ({pid})"
+    for other in mountinfo.mounts():
+        if other.mountpoint != mount.mountpoint and other.mountpoint.is_relative_to(
+            mount.mountpoint
+        ):
+            yield f"the mount {other.mountpoint}"
+    for device in sorted(_LOOP_DEVICES.glob("loop*")):
+        try:
+            backing = (device / "loop" / "backing_file").read_text().rstrip("\n")
+        except OSError:
+            continue  # it has no file
+        if Path(backing).is_relative_to(mount.mountpoint):
+            yield f"/dev/{device.name} ({backing})"

@@ -16,13 +16,28 @@ MOUNTINFO: Final = Path("/proc/self/mountinfo")
 @dataclass(frozen=True, slots=True)
 class MountInfo:
     """One row: *device* is ``MAJOR:MINOR``, *root* the part of the filesystem that is mounted
-    (``/`` is all of it), *kind* its type, *source* what was mounted."""
+    (``/`` is all of it), *kind* its type, *source* what was mounted; *mount_id* is what fdinfo
+    calls ``mnt_id``, *options* are the filesystem's."""
 
     device: str
     root: str
     mountpoint: Path
     kind: str
     source: str
+    mount_id: int = 0
+    options: str = ""
+
+    @property
+    def connection(self) -> int:
+        """The number of a FUSE mount's connection in ``/sys/fs/fuse/connections``."""
+        return int(self.device.partition(":")[2])
+
+    @property
+    def owner(self) -> int | None:
+        """The user who made a FUSE mount, by the kernel's own word (``user_id``, fuse.rst); None
+        for another filesystem."""
+        found = re.search(r"(?:^|,)user_id=(\d+)(?:,|$)", self.options)
+        return int(found[1]) if found else None
 
 
 def parse(table: bytes) -> list[MountInfo]:
@@ -37,7 +52,13 @@ def parse(table: bytes) -> list[MountInfo]:
         device, root, mountpoint = (_unescape(field) for field in fields[2:5])
         found.pop(mountpoint.encode(errors="surrogateescape"), None)
         found[mountpoint.encode(errors="surrogateescape")] = MountInfo(
-            device, root, Path(mountpoint), _unescape(rest[0]), _unescape(rest[1])
+            device,
+            root,
+            Path(mountpoint),
+            _unescape(rest[0]),
+            _unescape(rest[1]),
+            int(fields[0]) if fields[0].isdigit() else 0,
+            _unescape(rest[2]) if len(rest) > 2 else "",
         )
     return list(found.values())
 

@@ -6,6 +6,7 @@ its own that may die, or be replaced by a newer one, while the mount stays."""
 
 import errno
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,9 +17,12 @@ from cachefs.cache.layout import Layout
 from cachefs.cache.lock import own
 from cachefs.cache.trust import open_lock
 from cachefs.errors import CacheDirectoryError, MountError
+from cachefs.kernel import mountinfo, patience
 from cachefs.kernel.mounting import MountOptions
+from cachefs.kernel.patience import Health
 from cachefs.mount.checks import check
-from cachefs.mount.logs import log_to
+from cachefs.mount.footprint import Footprint
+from cachefs.mount.logs import log_file, log_to, more
 from cachefs.settings import Settings
 from cachefs.settings.document import to_document
 from cachefs.settings.running import new_mount_id
@@ -31,20 +35,44 @@ from cachefs.transport.probe import UnavailableError, probe
 def run(settings: Settings) -> int:
     """Mount and serve. Returns the exit status: in the foreground when it is unmounted, else as
     soon as the mount answers. Raises :class:`~cachefs.errors.CacheFSError` when it cannot be
-    mounted."""
-    check(settings)
-    layout = _layout(settings)
+    mounted. One that has never served leaves nothing behind."""
+    settings = check(settings)
+    footprint = Footprint(settings.cache_dir, log_file(settings))
+    served, lock = False, -1
+
+    def on_ready() -> None:
+        nonlocal served
+        served = True
+
+    try:
+        layout = _layout(settings)
+        lock = _claim(layout.private_dir, settings.mountpoint)
+        return _serve(settings, layout, on_ready)
+    finally:
+        if not served:
+            footprint.remove(owned=lock >= 0)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _serve(settings: Settings, layout: Layout, on_ready: Callable[[], None]) -> int:
     try:
         log_to(settings)  # before the fork, while what goes wrong can still be said plainly
     except OSError as error:
-        raise MountError(f"cannot write the log: {error}") from error
+        raise MountError(
+            f"cannot write the log {settings.log_file}: {error.strerror}; name another with "
+            "--log-file"
+        ) from error
     try:
         info = probe(layout.base, settings.transport)
     except UnavailableError as error:
-        raise MountError(f"the relay cannot run here: {error}") from error
+        raise MountError(
+            f"the relay cannot run here: {error}; leave --transport at auto, which takes what works"
+        ) from error
     if settings.foreground:
-        return _supervise(settings, layout, info, lambda: None)
-    in_background(functools.partial(_supervise, settings, layout, info))
+        return _supervise(settings, info, on_ready)
+    in_background(functools.partial(_supervise, settings, info))
+    on_ready()
     return 0
 
 
@@ -55,33 +83,36 @@ def _layout(settings: Settings) -> Layout:
     except CacheDirectoryError as error:
         raise MountError(str(error)) from error
     except OSError as error:
-        raise MountError(f"cache directory {settings.cache_dir}: {error.strerror}") from error
+        raise MountError(
+            f"cannot make the cache directory {settings.cache_dir}: {error.strerror}; name another "
+            "with --cache-dir"
+        ) from error
     return layout
 
 
-def _supervise(
-    settings: Settings, layout: Layout, info: TransportInfo, ready: Callable[[], None]
-) -> int:
-    """Hold the mount until it is unmounted; the exit status. The worker has said why it failed."""
-    only = _only_mount(layout.private_dir)
+def _supervise(settings: Settings, info: TransportInfo, ready: Callable[[], None]) -> int:
+    """Hold the mount until it is unmounted; the exit status. A worker that could not begin has said
+    why on stderr; MountError for what it could not say."""
+    mountpoint = settings.mountpoint
+    supervisor = Supervisor(
+        # -P: not from the working directory, where a user may keep a mountpoint `cachefs`.
+        [sys.executable, "-P", "-m", "cachefs.mount.worker"],
+        str(mountpoint),
+        info,
+        mount_options(settings),
+        document=to_document(settings, new_mount_id()),
+        on_ready=ready,
+    )
     try:
-        supervisor = Supervisor(
-            # -P: not from the working directory, where a user may keep a mountpoint `cachefs`.
-            [sys.executable, "-P", "-m", "cachefs.mount.worker"],
-            str(settings.mountpoint),
-            info,
-            mount_options(settings),
-            document=to_document(settings, new_mount_id()),
-            on_ready=ready,
-        )
-        return supervisor.run()
+        status = supervisor.run()
     except OSError as error:
         why = error.strerror
         if error.errno == errno.EINVAL and settings.options:
-            why = f"the kernel does not take -o {','.join(settings.options)}"
-        raise MountError(f"cannot mount {settings.mountpoint}: {why}") from error
-    finally:
-        os.close(only)
+            why = f"the kernel does not take -o {','.join(settings.options)}: leave it out"
+        raise MountError(f"cannot mount {mountpoint}: {why}") from error
+    if status and not supervisor.has_served and not supervisor.was_told:
+        raise MountError(f"cannot mount {mountpoint}: {supervisor.reason}{more(settings)}")
+    return status
 
 
 def mount_options(settings: Settings) -> MountOptions:
@@ -94,12 +125,57 @@ def mount_options(settings: Settings) -> MountOptions:
     )
 
 
-def _only_mount(private: Path) -> int:
-    """The descriptor that makes this the only mount of the cache directory."""
+def _claim(private: Path, mountpoint: Path) -> int:
+    """The descriptor that makes this the only mount of the cache directory, until it and its copies
+    are closed. The file names the mountpoint: a worker that has lost its supervisor, and this lock
+    with it, is found by that."""
     fd = open_lock(private / "daemon")
     try:
-        own(fd)
-    except BlockingIOError:
+        try:
+            own(fd)
+        except BlockingIOError:
+            raise _in_use(private.parent, _claimed_for(fd)) from None
+        if os.fstat(fd).st_nlink == 0:  # of a mount that failed, and has just cleaned up
+            raise MountError(f"{private.parent} has just been removed: try again")
+        other = _claimed_for(fd)
+        if other is not None and _is_served_from(other, private.parent):
+            raise _in_use(private.parent, other)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, os.fsencode(mountpoint), 0)
+    except BaseException:
         os.close(fd)
-        raise MountError(f"another daemon is using the cache directory {private.parent}") from None
+        raise
     return fd
+
+
+def _claimed_for(fd: int) -> Path | None:
+    content = os.pread(fd, 4096, 0)
+    return Path(os.fsdecode(content)) if content.startswith(b"/") and b"\0" not in content else None
+
+
+def _in_use(cache_dir: Path, mountpoint: Path | None) -> MountError:
+    if mountpoint is None:
+        return MountError(f"another daemon is using the cache directory {cache_dir}")
+    return MountError(
+        f"another daemon is using the cache directory {cache_dir}, for the mount at {mountpoint}: "
+        f"`cachefs umount {mountpoint}`, or name another with --cache-dir"
+    )
+
+
+def _is_served_from(mountpoint: Path, cache_dir: Path) -> bool:
+    """Whether a mount lives there that is served from the cache directory; so also where it does
+    not answer."""
+    found = mountinfo.find(mountpoint)
+    if found is None or not found.kind.startswith("fuse"):
+        return False
+    match patience.health(found.mountpoint):
+        case Health.HANGS:
+            return True
+        case Health.ANSWERS:
+            status = patience.read(found.mountpoint / "control" / "status")
+            try:
+                document = json.loads(status or b"null")
+                return bool(document["cache_dir"] == str(cache_dir))
+            except (ValueError, TypeError, KeyError):
+                return False
+    return False

@@ -11,8 +11,9 @@ from cachefs.cache.layout import Layout
 from cachefs.errors import CacheFSError, MountError
 from cachefs.mount.attachment import Attachment
 from cachefs.mount.daemon import serve
-from cachefs.mount.logs import log_to
-from cachefs.settings import RunningSettings
+from cachefs.mount.logs import known_secrets, log_to, more
+from cachefs.redaction import without_secrets
+from cachefs.settings import RunningSettings, Settings
 from cachefs.settings.document import from_document
 from cachefs.supervise.protocol import TOLD_WHY
 
@@ -35,9 +36,10 @@ def main() -> int:
     try:
         trio.run(serve, running, attachment, lambda: None if settings.foreground else _hush())
     except (CacheFSError, OSError, BaseExceptionGroup) as error:
-        text = str(_first(error))
+        ours = _first(error, settings)
+        text = " ".join(without_secrets(str(ours), known_secrets(settings)).split())
         if not settings.foreground or settings.log_file is not None:
-            log.error("%s", text)
+            log.error("%s", text, exc_info=None if isinstance(ours, type(error)) else error)
         sys.stderr.write(f"cachefs: {text}\n")
         return TOLD_WHY
     return 0
@@ -50,11 +52,19 @@ def _hush() -> None:
     os.close(null)
 
 
-def _first(error: BaseException) -> BaseException:
+def _first(error: BaseException, settings: Settings) -> CacheFSError:
     """The first error that is no group, in words of ours."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, CacheFSError) else MountError(f"cannot serve: {error!r}")
+    if isinstance(error, CacheFSError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        what = f"{type(error).__name__}: {error}"
+    return MountError(
+        f"cannot serve {settings.mountpoint} from {settings.cache_dir}: {what}{more(settings)}"
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from cachefs.errors import InvalidValueError
+from cachefs.redaction import hide_secrets
 from cachefs.settings.paths import absolute, absolute_source
 from cachefs.units import (
     Amount,
@@ -133,19 +133,6 @@ def maybe(kind: Kind[T]) -> Kind[T | None]:
     # What a Kind writes is never None: to_plain has seen to that. Its types are one-way only.
     either: Any = kind
     return either  # type: ignore[no-any-return]
-
-
-def hide_secrets(location: str) -> str:
-    """A source's URL without user, password, query and fragment; a path as it is."""
-    scheme, separator, _ = location.partition("://")
-    if not separator:
-        return location
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return f"{scheme}://..."
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _text(text: str) -> str:

@@ -7,10 +7,11 @@ Owns the order and the words in which a bad value is told; what a value is, its 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cachefs.errors import InvalidValueError
-from cachefs.settings.setting import Given
+from cachefs.redaction import hide_secrets, without_secrets
+from cachefs.settings.setting import Given, Setting
 from cachefs.settings.table import Settings
 from cachefs.units import quoted
 
@@ -29,7 +30,10 @@ def load(
 
     *options* are the values of the command line by the names of their settings; None and () stand
     for "not said". Raises :class:`~cachefs.errors.InvalidValueError`, in one line that names the
-    file and the key, or the variable, for a bad value of those.
+    file and the key, or the variable, for a bad value of those. No error has a secret.
+
+    A file or a variable may say the source again, with its credentials, so that they need not stand
+    on the command line: it counts where it is *source* but for what :func:`hide_secrets` hides.
     """
     given = {} if file is None else read_file(file)
     given |= read_environment(environ)
@@ -38,9 +42,16 @@ def load(
         for name, value in options.items()
         if value is not None and value != ()
     }
-    given["source"] = Given(Settings.source.kind.parse(source), COMMAND_LINE)
+    given["source"] = _source(Settings.source.kind.parse(source), given.get("source"))
     given["mountpoint"] = Given(Settings.mountpoint.kind.parse(mountpoint), COMMAND_LINE)
     return Settings(given)
+
+
+def _source(typed: str, said: Given | None) -> Given:
+    """The source as *typed*, or as *said* elsewhere where that differs by its secrets alone."""
+    if said is not None and typed in (said.value, hide_secrets(said.value)):
+        return said
+    return Given(typed, COMMAND_LINE)
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
@@ -48,13 +59,13 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
     nothing. Raises InvalidValueError, naming the variable."""
     given: dict[str, Given] = {}
     for setting in Settings.all():
-        text = "" if setting.positional else environ.get(setting.variable, "")
+        text = environ.get(setting.variable, "") if _may_be_said(setting) else ""
         if not text:
             continue
         try:
             value = setting.kind.from_text(text)
         except InvalidValueError as error:
-            raise InvalidValueError(f"{setting.variable}: {error}") from None
+            raise InvalidValueError(without_secrets(f"{setting.variable}: {error}")) from None
         given[setting.name] = Given(value, f"environment {setting.variable}")
     return given
 
@@ -73,11 +84,12 @@ def read_file(path: Path) -> dict[str, Given]:
     except UnicodeDecodeError as error:
         raise InvalidValueError(f"{path}: not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise InvalidValueError(f"{path}: not TOML: {error}") from error
-    known = {setting.key: setting for setting in Settings.all() if not setting.positional}
+        # Not its cause either: it has the whole file.
+        raise InvalidValueError(without_secrets(f"{path}: not TOML: {error}")) from None
+    known = {setting.key: setting for setting in Settings.all() if _may_be_said(setting)}
     unknown = sorted(document.keys() - known.keys())
     if unknown:
-        names = ", ".join(map(quoted, unknown))
+        names = without_secrets(", ".join(map(quoted, unknown)))
         raise InvalidValueError(f"{path}: unknown {names}; known are {', '.join(known)}")
     place = path.absolute()
     given: dict[str, Given] = {}
@@ -85,6 +97,11 @@ def read_file(path: Path) -> dict[str, Given]:
         try:
             read = known[key].kind.from_plain(value, place.parent)
         except InvalidValueError as error:
-            raise InvalidValueError(f"{path}: {key}: {error}") from None
+            raise InvalidValueError(without_secrets(f"{path}: {key}: {error}")) from None
         given[known[key].name] = Given(read, f"file {place}")
     return given
+
+
+def _may_be_said(setting: Setting[Any]) -> bool:
+    """Whether a file or a variable may have it."""
+    return not setting.positional or setting is Settings.source

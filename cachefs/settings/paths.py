@@ -10,6 +10,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from cachefs.errors import InvalidValueError
+from cachefs.redaction import without_secrets
+
+_SLASHLESS = re.compile(r"(https?|file|ftp|s3|gs|az|hf|oci|glance\+https?):", re.IGNORECASE)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
@@ -20,9 +23,18 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def absolute_source(source: str) -> str:
-    """*source* with a local path made absolute, so that it means the same from any directory."""
+    """*source* with a local path made absolute, so that it means the same from any directory.
+
+    Raises InvalidValueError, which does not quote it, for an empty one and for a URL that lacks its
+    slashes: it would be taken for a path, and a path is no secret."""
+    if not source:
+        raise InvalidValueError("the source is empty: say a directory or a URL")
     if "://" in source:
         return source
+    if _SLASHLESS.match(source):
+        raise InvalidValueError(
+            "the source is no URL: after the scheme stands '://', as in https://HOST/PREFIX/"
+        )
     # Not resolved: a symbolic link may point elsewhere tomorrow, and that is the source's affair.
     return os.path.abspath(source)  # noqa: PTH100 - Path.absolute() keeps `..`
 
@@ -38,11 +50,12 @@ def default_cache_dir(
     Raises :class:`~cachefs.errors.InvalidValueError` for a URL that cannot be one.
     """
     whole = absolute_source(source).removeprefix("file://").rstrip("/") or "/"
-    words = whole.split("/")
+    words = without_secrets(whole).split("/")  # a mistyped URL is a path, too
     if "://" in whole:
         # Only host and path are shown: a URL may carry a password or a signature.
         try:
             parts = urlsplit(whole)
+            _ = parts.port  # which a password with a slash in it is taken for
         except ValueError:
             # Neither is quoted in an error, urlsplit's own included.
             raise InvalidValueError("the source is no URL: a bad host or port") from None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -28,8 +29,8 @@ def in_background(serve: Callable[[Callable[[], None]], int]) -> None:
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read()
     if answer != _READY:
-        os.waitpid(pid, 0)
-        raise MountError(answer.decode(errors="replace") or "it ended before the mount answered")
+        _, status = os.waitpid(pid, 0)
+        raise MountError(answer.decode(errors="replace") or _how_it_ended(pid, status))
 
 
 def _live(serve: Callable[[Callable[[], None]], int], writing: int) -> NoReturn:
@@ -56,16 +57,25 @@ def _live(serve: Callable[[Callable[[], None]], int], writing: int) -> NoReturn:
     status = 1
     try:
         status = serve(ready)
-        tell(_last_line(said))
+        tell(_last_line(said) or b"a signal ended it before the mount answered")
     except CacheFSError as error:
         log.error("%s", error)
-        tell(str(error).encode())
+        line = _last_line(said)  # of a worker that died, say
+        tell(str(error).encode() + (b" (" + line + b")" if line else b""))
     except BaseException as error:
         log.exception("ended by an error")
         tell(f"{type(error).__name__}: {error}".encode())
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _how_it_ended(pid: int, status: int) -> str:
+    """Of a daemon that could not say why."""
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return f"the daemon (pid {pid}) died of {name} before the mount answered: try again"
+    return f"the daemon (pid {pid}) ended before the mount answered: the log says more"
 
 
 def _last_line(fd: int) -> bytes:

@@ -145,9 +145,19 @@ class Supervisor:
             self._clean_up()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self.reason and not self._told:
+        if self.reason and self._served:
             log.error("gave up on %s: %s", self._mountpoint, self.reason)
         return 1 if self.reason else 0
+
+    @property
+    def has_served(self) -> bool:
+        """Whether a worker has ever answered."""
+        return self._served
+
+    @property
+    def was_told(self) -> bool:
+        """Whether the worker that could not begin has said why, on stderr."""
+        return self._told
 
     def stop(self) -> None:
         """Detach the mount, let the worker finish what it has, and end. From a signal handler or
@@ -230,9 +240,15 @@ class Supervisor:
                 self._leave(self._current, DRAIN, now)
             else:
                 self._hand_over()
-        elif word == UNMOUNTED:
+        elif word == UNMOUNTED and not self._is_remounting(worker):
             worker.unmounted = True
             self._unmounted = True
+
+    def _is_remounting(self, worker: WorkerProcess) -> bool:
+        """Whether it was us who took the mount away from under the worker, for an upgrade: it may
+        see that before it hears that it is to leave."""
+        leaving = worker.leave_by is not None and self._stop_by is None
+        return leaving and self.info.mode == "plain" and not self._unmounted
 
     def _judge(self, worker: WorkerProcess, now: float) -> None:
         timeouts = self._timeouts
@@ -328,8 +344,8 @@ class Supervisor:
             log.info("the upgrade waits: a worker is just starting")
         elif self.info.mode == "plain":
             log.warning("plain transport cannot hand over: the mount is made anew")
-            mounting.unmount(self._mountpoint)
             self._leave(self._current, DRAIN, self._clock())
+            mounting.unmount(self._mountpoint)
         else:
             self._start(turn=False)
 

@@ -62,7 +62,7 @@ def test_a_source_of_an_unknown_scheme(unmounted: Mounted) -> None:
 def test_a_mountpoint_that_is_missing(unmounted: Mounted) -> None:
     unmounted.mountpoint.rmdir()
     line = fails(unmounted)
-    assert f"{unmounted.mountpoint}: No such file" in line
+    assert f"{unmounted.mountpoint} does not exist" in line
 
 
 def test_a_mountpoint_that_is_a_file(unmounted: Mounted) -> None:
