@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cachefs.cache.capacity import Candidate, Capacity, Limits, Usage
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
-from cachefs.cache.lock import DirectoryLock, is_held, owned, share
+from cachefs.cache.lock import DirectoryLock, is_left, is_owned, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
@@ -158,7 +158,7 @@ class Store:
 
     def is_being_written(self, image_id: str) -> bool:
         """Whether a living writer, in any process, is caching the image."""
-        return is_held(self._layout.incomplete(image_id))
+        return is_owned(self._layout.incomplete(image_id))
 
     def incomplete(self) -> Iterator[tuple[str, os.stat_result]]:
         """The images being written by any process, with their files' stat."""
@@ -182,6 +182,8 @@ class Store:
             if self._mend(image_id) is not None:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
             path, map_path = self._layout.incomplete(image_id), self._layout.map(image_id)
+            if is_left(path):  # what its killed writer may still write goes to a nameless file
+                self._drop_partial(image_id)
             earlier = abandoned_map(path, map_path, version) if version else None
             try:
                 fd = open_incomplete(path, map_path, keep=earlier is not None)

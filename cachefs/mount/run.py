@@ -68,6 +68,7 @@ def _supervise(
             info,
             mount_options(settings),
             document=to_document(settings, new_mount_id()),
+            claim=claim,
             on_ready=ready,
         )
         return supervisor.run()
