@@ -79,15 +79,17 @@ class DirectoryLock:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._wait()
+                if not self._wait():
+                    continue
             if _is_named(self._fd, self._path):
                 return
             os.close(self._fd)
             self._fd = -1
             self._fd = _open_lock(self._path)
 
-    def _wait(self) -> None:
-        """Return with the lock of :attr:`_fd`, which is another one after a ghost's."""
+    def _wait(self) -> bool:
+        """Whether the lock of :attr:`_fd` was got; else that is of another file now, to be tried
+        anew."""
         waiting = _Waiting(self._fd)
         began = last = time.monotonic()
         said = False
@@ -101,12 +103,12 @@ class DirectoryLock:
             if ghosts.held_by_ghosts(self._fd):
                 log.warning("the lock on %s is a killed process's that cannot end", self._path)
                 fresh = self._replace()
-                if fresh >= 0:
-                    waiting.abandon()
-                    self._fd = fresh
-                    return
+                waiting.abandon()
+                self._fd = fresh if fresh >= 0 else _open_lock(self._path)
+                return fresh >= 0
         if said:
             log.warning("got the lock on %s after %.0f s", self._path, time.monotonic() - began)
+        return True
 
     def _replace(self) -> int:
         """Another file by this name, locked; or -1 where another process has seen to that."""

@@ -23,9 +23,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cachefs.kernel import mountinfo
-
 from .cachefs_mount import Mounted
+from .connections import Connection
 from .images import Images
 from .processes import is_alive, wait_for
 
@@ -126,7 +125,7 @@ class NotifyKills:
         self._plain = transport == "plain"
         self._kills = kills
         self._killed = 0
-        self._connections: set[str] = set()
+        self._connections: set[Connection] = set()
         self._random = random.Random(seed)
         self._seed = seed
         self._programs: dict[str, subprocess.Popen[bytes]] = {}
@@ -170,9 +169,9 @@ class NotifyKills:
         # Served for longer than Timeouts.settled, it is no death in a row.
         time.sleep(0.35 + self._random.random() * 0.3)
         self._killed = worker
-        device = mountinfo.mount_device(self.mount.mountpoint)
-        if device is not None:
-            self._connections.add(device.partition(":")[2])
+        connection = Connection.of(self.mount.mountpoint)
+        if connection is not None:
+            self._connections.add(connection)
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
             self._found.kills += 1
@@ -232,8 +231,7 @@ class NotifyKills:
         """Fail whatever is stuck in the kernel: also of a mount that was detached already."""
         self.mount.abort()
         for connection in self._connections:
-            with contextlib.suppress(OSError):
-                Path("/sys/fs/fuse/connections", connection, "abort").write_text("1")
+            connection.abort()
 
     def _end(self) -> None:
         found = self._found
