@@ -1,4 +1,4 @@
-"""What a killed process that cannot end has locked is not waited for, and nobody else's is taken."""
+"""What a killed process that cannot end has locked is not waited for; all else is."""
 
 import fcntl
 import logging

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cachefs.kernel.wire import Opcode
 from tests.support.rawfuse import path, raw_server
@@ -16,8 +17,8 @@ from .processes import is_alive, wait_for
 
 def is_stuck(pid: int) -> bool:
     """Whether the process waits in the kernel and no signal wakes it."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        return file.read().rpartition(")")[2].split()[0] == "D"
+    stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    return stat.rpartition(")")[2].split()[0] == "D"
 
 
 @contextmanager
