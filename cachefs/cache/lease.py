@@ -14,7 +14,7 @@ import stat
 import time
 from pathlib import Path
 
-from cachefs.cache.lock import is_held
+from cachefs.cache.lock import is_held, is_left
 from cachefs.cache.trust import FLAGS
 
 ALIVE = 300.0
@@ -23,11 +23,11 @@ ALIVE = 300.0
 
 def is_being_written(path: Path) -> bool:
     """Whether a process, this one too, is writing the file: it owns its lock, or has it open for
-    writing. False where there is no plain file."""
+    writing. False where there is no plain file, and where the writer is a ghost."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        return is_held(path) or has_writer(path)
+        return (is_held(path) or has_writer(path)) and not is_left(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

@@ -8,21 +8,40 @@ The kernel drops them with the process, so a crash leaves none behind."""
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from cachefs.cache.trust import open_lock, open_trusted
+from cachefs.kernel import ghosts
+
+log = logging.getLogger(__name__)
+
+_LOOK: Final = 1.0  # seconds between two looks for a ghost, while a lock is waited for
+_SAY_AFTER: Final = 2.0  # seconds
+_SAY_AGAIN: Final = 60.0
+_POLL: Final = 0.01
 
 
 class DirectoryLock:
-    """A reentrant lock over threads and processes; a context manager. Waits without a limit."""
+    """A reentrant lock over threads and processes; a context manager. Waits without a limit, but
+    not for a ghost (:mod:`cachefs.kernel.ghosts`), and says in the log what it waits for.
+
+    INVARIANT: who has the lock has it on the file that the path names. A lock that ghosts hold is
+    left to them with its file, and a new file gets the name. No two living processes come to have
+    it by that: one alone replaces the file, under a lock for that; it comes with the new one locked
+    already, and does not believe it has the lock before the old one is free or a ghost's still;
+    and a process that gets the old one after that finds that the path names another."""
 
     def __init__(self, path: Path) -> None:
         self._threads = threading.RLock()
+        self._path = path
         self._fd = open_lock(path)
         self._depth = 0
 
@@ -32,7 +51,7 @@ class DirectoryLock:
             if self._fd < 0:
                 raise OSError(errno.EBADF, "the cache is closed")
             if self._depth == 0:
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
+                self._lock()
             self._depth += 1
         except BaseException:
             self._threads.release()
@@ -53,6 +72,117 @@ class DirectoryLock:
         """Give the descriptor back; the lock is not used after this."""
         fd, self._fd = self._fd, -1
         os.close(fd)
+
+    # Inside
+
+    def _lock(self) -> None:
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not self._wait():
+                    continue
+            if _is_named(self._fd, self._path):
+                return
+            os.close(self._fd)
+            self._fd = -1
+            self._fd = open_lock(self._path)
+
+    def _wait(self) -> bool:
+        """Whether the lock of :attr:`_fd` was got; else that is of another file now, to be tried
+        anew."""
+        waiting = _Waiting(self._fd)
+        began = last = time.monotonic()
+        said = False
+        while not waiting.wait(_LOOK):
+            now = time.monotonic()
+            if now - began > _SAY_AFTER and (not said or now - last > _SAY_AGAIN):
+                said, last = True, now
+                log.warning(
+                    "waiting for the lock on %s, held by %s", self._path, holder_text(self._path)
+                )
+            if ghosts.held_by_ghosts(self._fd):
+                log.warning("the lock on %s is a killed process's that cannot end", self._path)
+                fresh = self._replace()
+                waiting.abandon()
+                self._fd = fresh if fresh >= 0 else open_lock(self._path)
+                return fresh >= 0
+        if said:
+            log.warning("got the lock on %s after %.0f s", self._path, time.monotonic() - began)
+        return True
+
+    def _replace(self) -> int:
+        """Another file by this name, locked; or -1 where another process has seen to that."""
+        with contextlib.ExitStack() as stack:
+            alone = open_lock(self._path.with_name(f"{self._path.name}.replace"))
+            stack.callback(os.close, alone)
+            fcntl.flock(alone, fcntl.LOCK_EX)
+            if not _is_named(self._fd, self._path):
+                return -1
+            old = open_lock(self._path)
+            stack.callback(os.close, old)
+            scratch = self._path.with_name(f"{self._path.name}.new")
+            scratch.unlink(missing_ok=True)
+            fresh = open_lock(scratch)
+            fcntl.flock(fresh, fcntl.LOCK_EX)
+            scratch.rename(self._path)
+            while not ghosts.held_by_ghosts(old):  # else one got it who saw the old name
+                try:
+                    fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(_POLL)
+            return fresh
+
+
+class _Waiting:
+    """A thread that waits for an flock in the caller's place."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._done = threading.Event()
+        self._guard = threading.Lock()
+        self._abandoned = False
+        self._error: OSError | None = None
+        threading.Thread(target=self._run, name="cachefs-lock", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the lock was got within *seconds*. Raises OSError as flock(2)."""
+        if not self._done.wait(seconds):
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def abandon(self) -> None:
+        """Leave the descriptor to the thread, which closes it when its lock can be had."""
+        with self._guard:
+            self._abandoned = True
+            if self._done.is_set():
+                os.close(self._fd)
+
+    def _run(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except OSError as error:
+            self._error = error
+        with self._guard:
+            self._done.set()
+            if self._abandoned:
+                os.close(self._fd)
+
+
+def holder_text(path: Path) -> str:
+    """Who holds an flock on the file, for a message."""
+    holder = ghosts.lock_holder(path)
+    return f"process {holder[0]} ({holder[1]})" if holder else "a process that is not to be seen"
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def own(fd: int) -> None:
@@ -93,6 +223,27 @@ def is_held(path: Path) -> bool:
         os.close(fd)
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
+
+
+def is_owned(path: Path) -> bool:
+    """As :func:`is_held`, of what only its writer locks; False where its writer is a ghost."""
+    return is_held(path) and not is_left(path)
+
+
+def is_left(path: Path) -> bool:
+    """Whether a ghost owns or shares the file and no living process does: it is locked, but can be
+    replaced by another file of that name, since no code of ours writes to it again. To be asked
+    and acted upon under the directory's lock, under which a file is locked for writing."""
+    if not is_held(path):
+        return False
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return ghosts.held_by_ghosts(fd)
+    finally:
+        os.close(fd)
 
 
 def open_shared(path: Path) -> int:

@@ -22,7 +22,7 @@ from cachefs.cache.claim import claim
 from cachefs.cache.foreign_hits import take_over_hits
 from cachefs.cache.layout import Layout, check_removable, files_in, sync_directory
 from cachefs.cache.lease import is_being_written
-from cachefs.cache.lock import DirectoryLock, owned, share
+from cachefs.cache.lock import DirectoryLock, is_left, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
 from cachefs.cache.partial import Version
@@ -299,6 +299,8 @@ class Store:
     def _start(
         self, path: Path, map_path: Path, size: int | None, version: Version | None
     ) -> Transaction:
+        if is_left(path):  # what its killed writer may still write goes to a nameless file
+            _drop_partial(path, map_path)
         earlier = abandoned_map(path, map_path, version) if version else None
         try:
             fd = open_incomplete(path, map_path, keep=earlier is not None)

@@ -7,7 +7,7 @@ event loop is asked of it by :class:`~cachefs.fetcher.FetcherPortal` alone.
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,12 +25,17 @@ from cachefs.vfs.images import Images
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """The process that answers requests: *started* in seconds, *restarts* since the mount was made;
-    *supervisor* is the process that holds the mount and replaces this one."""
+    *supervisor* asks for the process that holds the mount and replaces this one, None once that is
+    gone."""
 
     pid: int
     started: float
     restarts: int = 0
-    supervisor: int = 0
+    supervisor: Callable[[], int | None] = lambda: None
+
+    def document(self) -> dict[str, object]:
+        """As ``control/status`` shows it, now."""
+        return asdict(self) | {"supervisor": self.supervisor()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +293,7 @@ class Operator:
                 for url, health in self._fetcher.sources()
             ],
             "transport": asdict(self._transport),
-            "worker": asdict(self._worker),
+            "worker": self._worker.document(),
         }
 
     # Inside

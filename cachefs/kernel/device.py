@@ -4,9 +4,11 @@ Owns those system calls; knows nothing of mount points, of what messages mean, o
 Source: ``linux/fuse.h`` (ioctls).
 """
 
+import contextlib
 import fcntl
 import os
 import struct
+from pathlib import Path
 from typing import Final
 
 DEVICE: Final = "/dev/fuse"
@@ -15,16 +17,43 @@ BACKING_OPEN: Final = 0x4010E501
 """``FUSE_DEV_IOC_BACKING_OPEN``: ``_IOW(229, 1, struct fuse_backing_map)``."""
 BACKING_CLOSE: Final = 0x4004E502
 """``FUSE_DEV_IOC_BACKING_CLOSE``: ``_IOW(229, 2, uint32_t)``."""
+CLONE: Final = 0x8004E500
+"""``FUSE_DEV_IOC_CLONE``: ``_IOR(229, 0, uint32_t)``."""
 
 
 def open_device() -> int:
     """A fresh descriptor of ``/dev/fuse``, non-blocking and close-on-exec.
 
-    INVARIANT: it is never cloned (``FUSE_DEV_IOC_CLONE``): the requests that were read through a
-    clone are ended with ECONNABORTED when the clone is closed (``fuse_dev_release``), while those
-    read through one descriptor shared by supervisor and worker outlive the worker.
+    INVARIANT: no request is read through a clone (:func:`clone`) that is to outlive its reader: the
+    requests that were read through a clone are ended with ECONNABORTED when the clone is closed
+    (``fuse_dev_release``), while those read through one descriptor shared by supervisor and worker
+    outlive the worker.
     """
     return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def clone(fd: int) -> int:
+    """Another descriptor of the connection of *fd*, as :func:`open_device`'s: closing *fd* ends the
+    requests that were read through *fd*, and this one keeps only the connection. Raises
+    :class:`OSError`."""
+    device = open_device()
+    try:
+        _ioctl(device, CLONE, struct.pack("=I", fd))
+    except BaseException:
+        os.close(device)
+        raise
+    return device
+
+
+def devices() -> list[int]:
+    """The descriptors of ``/dev/fuse`` that this process has open; of one that libfuse has opened
+    it tells in no other way."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            if str(link.readlink()) == DEVICE:
+                found.append(int(link.name))
+    return found
 
 
 class Connection:

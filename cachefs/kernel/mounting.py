@@ -19,8 +19,9 @@ from pathlib import Path
 from .mountinfo import find, mount_device
 
 _MS_NOSUID, _MS_NODEV = 2, 4
-_UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
+_UMOUNT_NOFOLLOW, _MNT_DETACH, _MNT_FORCE = 8, 2, 1
 _FUSERMOUNT_TIMEOUT = 30  # seconds
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,29 @@ def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
     return False
 
 
+def abort(mountpoint: str | os.PathLike[str]) -> bool:
+    """Fail all that is asked of the FUSE connection that is mounted there, now and from now on:
+    readers that wait for an answer in state D go on, whoever has the device open. It may be
+    unmounted after that, or not. False where it could not be done.
+
+    Through the control filesystem, whose files are the mounting user's, or, where that is not
+    mounted, by a forced unmount, which is root's (the kernel's Documentation/filesystems/fuse.rst).
+    """
+    found = find(mountpoint)
+    if found is None or not found.kind.startswith("fuse"):
+        return False
+    connection = _CONNECTIONS / found.device.partition(":")[2]
+    try:
+        (connection / "abort").write_text("1\n", "ascii")
+        return True
+    except OSError as error:
+        log.debug("cannot abort %s: %s", connection, error)
+    flags = _MNT_FORCE | _UMOUNT_NOFOLLOW
+    return not _libc.umount2(os.fsencode(found.mountpoint), flags) or (
+        ctypes.get_errno() == errno.EBUSY  # aborted, but still in use
+    )
+
+
 def tune(mountpoint: str | os.PathLike[str], read_ahead_kib: int, background: int) -> None:
     """Set the readahead window of the mount, and how many readahead requests may be under way.
 
@@ -137,7 +161,7 @@ def tune(mountpoint: str | os.PathLike[str], read_ahead_kib: int, background: in
     number = mount_device(mountpoint)
     if number is None:
         return
-    connection = Path("/sys/fs/fuse/connections", number.partition(":")[2])
+    connection = _CONNECTIONS / number.partition(":")[2]
     for path, value in (
         (Path("/sys/class/bdi", number, "read_ahead_kb"), read_ahead_kib),
         (connection / "congestion_threshold", background * 3 // 4),

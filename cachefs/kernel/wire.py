@@ -329,4 +329,9 @@ def delete(parent: int, child: int, name: bytes) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), Notify.DELETE, 0) + body
 
 
+def forget_entry(parent: int, name: bytes, deleted: int = 0) -> bytes:
+    """The notification to forget the name; with *deleted*, that the node is gone."""
+    return delete(parent, deleted, name) if deleted else inval_entry(parent, name)
+
+
 _BYTEORDER: Final = "little" if struct.pack("=H", 1) == b"\1\0" else "big"

@@ -5,14 +5,16 @@ Owns the control socket in the worker. The composition root calls
 it knows nothing of pyfuse3 itself.
 
 The heartbeat is a trio task: it stops when the event loop does, whether or not anyone uses the
-filesystem, and goes on when the filesystem waits for a slow source.
+filesystem, and goes on when the filesystem waits for a slow source. INVARIANT: it beats before this
+process waits for anything; what is waited for before there is a transport is waited for in
+:meth:`Attachment.making_ready`, so that the supervisor knows.
 """
 
 import logging
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import trio
@@ -27,6 +29,7 @@ from cachefs.supervise.protocol import (
     STANDBY,
     STOP,
     UNMOUNTED,
+    WAITING,
     Inheritance,
     unseal,
 )
@@ -66,6 +69,9 @@ class Attachment:
             os.set_inheritable(fd, False)
         self._turn = trio.Event()
         self._begin: Begin = _nothing
+        self._transport: _Drains | None = None
+        self._making_ready: trio.CancelScope | None = None
+        self._supervisor: int | None = os.getppid()
         self.is_unmounted = False
         if inheritance.turn:
             self._turn.set()
@@ -92,8 +98,29 @@ class Attachment:
         """How many workers this mount has had before."""
         return self.inheritance.restarts
 
+    @property
+    def supervisor(self) -> int | None:
+        """The process that looks after this one; None once it is gone. Nothing replaces it: the
+        mount lasts as long as this worker does."""
+        return self._supervisor
+
+    @contextmanager
+    def making_ready(self) -> Iterator[trio.CancelScope]:
+        """For the block, the supervisor knows that this worker waits for others before it can
+        serve, and does not count the time against it; the word to leave cancels the block."""
+        with trio.CancelScope() as scope:
+            self._making_ready = scope
+            try:
+                yield scope
+            finally:
+                self._making_ready = None
+
     def open_transport(self, backing: Backing) -> Transport:
-        """The transport over what was inherited."""
+        """The transport over what was inherited, which the word to leave drains."""
+        self._transport = transport = self._open_transport(backing)
+        return transport
+
+    def _open_transport(self, backing: Backing) -> Transport:
         inherited = self.inheritance
         if inherited.info.mode == "plain":
             return PlainTransport(
@@ -111,6 +138,7 @@ class Attachment:
             read_ahead_kib=inherited.options.read_ahead_kib,
             gate=self,
             quarantine=inherited.quarantine,
+            lifeline=inherited.lifeline,
         )
 
     async def wait_turn(self) -> None:
@@ -139,7 +167,6 @@ class Attachment:
 
     async def run(
         self,
-        transport: _Drains,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -156,15 +183,22 @@ class Attachment:
                     word = b""
                 if not word:
                     log.error("the supervisor is gone; going on without it")
+                    self._supervisor = None
                     nursery.cancel_scope.cancel()
                 elif word == GO:
                     self._turn.set()
                 elif word in (DRAIN, STOP):
-                    nursery.start_soon(transport.drain, DRAIN_SECONDS)
+                    self._leave(nursery)
+
+    def _leave(self, nursery: trio.Nursery) -> None:
+        if self._making_ready is not None:
+            self._making_ready.cancel()
+        elif self._transport is not None:
+            nursery.start_soon(self._transport.drain, DRAIN_SECONDS)
 
     async def _beat(self) -> None:
         while True:
-            self._tell(BEAT)
+            self._tell(BEAT if self._making_ready is None else WAITING)
             await trio.sleep(self.inheritance.beat_interval)
 
     def _tell(self, word: bytes) -> None:

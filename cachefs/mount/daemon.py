@@ -1,8 +1,8 @@
 """A worker's life: the nursery, the signals, the transport and the filesystem behind it.
 
-How it begins: everything is made ready first, nothing is fetched, evicted or answered before this
-worker's turn has come (another one may still be at it). Then what an earlier worker of the mount
-had open is taken up, and requests are answered.
+How it begins: its heart beats, then everything is made ready; nothing is fetched, evicted or
+answered before this worker's turn has come (another one may still be at it). Then what an earlier
+worker of the mount had open is taken up, and requests are answered.
 
 How it ends: ``umount``, the supervisor's word, or SIGTERM end the transport, whose return cancels
 the rest; what has been fetched is kept, open images are closed and the index last."""
@@ -12,20 +12,28 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import trio
 
-from cachefs.cache import Store
+from cachefs.cache import Layout, Store
 from cachefs.control import TransportStatus, WorkerStatus
+from cachefs.errors import MountError
+from cachefs.kernel.ghosts import lock_holder
 from cachefs.mount.attachment import Attachment
 from cachefs.mount.filesystem import Filesystem, limits_of
-from cachefs.settings import RunningSettings
+from cachefs.settings import RunningSettings, Settings
 from cachefs.sources import open_source
 
 log = logging.getLogger(__name__)
 
 DRAIN = 5.0
 """Seconds that requests under way have to end when the worker is told to leave."""
+
+
+FIRST_PATIENCE = 30.0
+"""Seconds that the first worker of a mount waits for the cache directory's lock, while a stranger
+holds it; then the command that mounts says so. A later one, whose mount has readers, goes on."""
 
 
 async def serve(
@@ -37,27 +45,62 @@ async def serve(
     Raises CacheFSError or OSError, maybe in a group, when it cannot.
     """
     settings, info = running.current, attachment.info
-    public = os.getuid() == 0 or "allow_other" in settings.options
-    source = open_source(
-        settings.source, settings.fallbacks, timeout=settings.timeout, public=public
-    )
-    store = await trio.to_thread.run_sync(
-        lambda: Store(
-            settings.cache_dir, limits_of(settings), driver=settings.driver, adopt=settings.adopt
+    async with trio.open_nursery() as nursery:
+        await nursery.start(attachment.run)
+        public = os.getuid() == 0 or "allow_other" in settings.options
+        source = open_source(
+            settings.source, settings.fallbacks, timeout=settings.timeout, public=public
         )
-    )
-    try:
-        filesystem = Filesystem(
-            running,
-            store,
-            source,
-            worker=WorkerStatus(os.getpid(), time.time(), attachment.restarts, os.getppid()),
-            transport=TransportStatus(info.mode, info.passthrough, info.why),
+        with attachment.making_ready() as making_ready:
+            store = await _open_store(settings, patient=attachment.restarts > 0)
+        if making_ready.cancelled_caught:
+            nursery.cancel_scope.cancel()
+            return
+        try:
+            filesystem = Filesystem(
+                running,
+                store,
+                source,
+                worker=WorkerStatus(
+                    os.getpid(), time.time(), attachment.restarts, lambda: attachment.supervisor
+                ),
+                transport=TransportStatus(info.mode, info.passthrough, info.why),
+            )
+            await Daemon(filesystem, attachment).run(serving)
+            log.info("worker %d has left %s", os.getpid(), settings.mountpoint)
+        finally:
+            store.close()
+        nursery.cancel_scope.cancel()
+
+
+async def _open_store(settings: Settings, *, patient: bool) -> Store:
+    """The cache, once its directory's lock can be had. Raises MountError where a stranger keeps it
+    and we are not *patient*. Cancelled, it leaves a thread behind that waits on."""
+    async with trio.open_nursery() as nursery:
+        if not patient:
+            nursery.start_soon(_complain, Layout(settings.cache_dir).lock_file)
+        store = await trio.to_thread.run_sync(
+            lambda: Store(
+                settings.cache_dir,
+                limits_of(settings),
+                driver=settings.driver,
+                adopt=settings.adopt,
+            ),
+            abandon_on_cancel=True,
         )
-        await Daemon(filesystem, attachment).run(serving)
-        log.info("worker %d has left %s", os.getpid(), settings.mountpoint)
-    finally:
-        store.close()
+        nursery.cancel_scope.cancel()
+        return store
+
+
+async def _complain(lock: Path) -> None:
+    while True:
+        await trio.sleep(FIRST_PATIENCE)
+        holder = await trio.to_thread.run_sync(lock_holder, lock)
+        if holder is not None and holder[0] != os.getpid():
+            raise MountError(
+                f"process {holder[0]} ({holder[1]}) has held the lock on {lock} for"
+                f" {FIRST_PATIENCE:.0f} s: end it, or mount when it is done"
+            )
 
 
 class Daemon:
@@ -74,7 +117,6 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_signals)
-            nursery.start_soon(self._attachment.run, self._transport)
             self._attachment.on_turn(self._begin)
             await nursery.start(self._answer)
             serving()

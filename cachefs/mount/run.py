@@ -47,7 +47,7 @@ def run(settings: Settings) -> int:
     try:
         layout = _layout(settings)
         lock = _claim(layout.private_dir, settings.mountpoint)
-        return _serve(settings, layout, on_ready)
+        return _serve(settings, layout, lock, on_ready)
     finally:
         if not served:
             footprint.remove(owned=lock >= 0)
@@ -55,7 +55,7 @@ def run(settings: Settings) -> int:
             os.close(lock)
 
 
-def _serve(settings: Settings, layout: Layout, on_ready: Callable[[], None]) -> int:
+def _serve(settings: Settings, layout: Layout, lock: int, on_ready: Callable[[], None]) -> int:
     try:
         log_to(settings)  # before the fork, while what goes wrong can still be said plainly
     except OSError as error:
@@ -70,8 +70,8 @@ def _serve(settings: Settings, layout: Layout, on_ready: Callable[[], None]) -> 
             f"the relay cannot run here: {error}; leave --transport at auto, which takes what works"
         ) from error
     if settings.foreground:
-        return _supervise(settings, info, on_ready)
-    in_background(functools.partial(_supervise, settings, info))
+        return _supervise(settings, info, lock, on_ready)
+    in_background(functools.partial(_supervise, settings, info, lock))
     on_ready()
     return 0
 
@@ -90,7 +90,9 @@ def _layout(settings: Settings) -> Layout:
     return layout
 
 
-def _supervise(settings: Settings, info: TransportInfo, ready: Callable[[], None]) -> int:
+def _supervise(
+    settings: Settings, info: TransportInfo, lock: int, ready: Callable[[], None]
+) -> int:
     """Hold the mount until it is unmounted; the exit status. A worker that could not begin has said
     why on stderr; MountError for what it could not say."""
     mountpoint = settings.mountpoint
@@ -101,6 +103,7 @@ def _supervise(settings: Settings, info: TransportInfo, ready: Callable[[], None
         info,
         mount_options(settings),
         document=to_document(settings, new_mount_id()),
+        claim=lock,
         on_ready=ready,
     )
     try:

@@ -3,6 +3,7 @@ which hands it the settings."""
 
 import logging
 import os
+import resource
 import sys
 
 import trio
@@ -32,6 +33,7 @@ def main() -> int:
         sys.stderr.write(f"cachefs: {error}\n")
         return TOLD_WHY
     log_to(settings)
+    _raise_limit()
     running = RunningSettings(settings, mount_id, Layout(settings.cache_dir))
     try:
         trio.run(serve, running, attachment, lambda: None if settings.foreground else _hush())
@@ -43,6 +45,16 @@ def main() -> int:
         sys.stderr.write(f"cachefs: {text}\n")
         return TOLD_WHY
     return 0
+
+
+def _raise_limit() -> None:
+    """An image that is open takes a descriptor; the soft limit is for programs that use select(2)
+    (getrlimit(2)), which this does not."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        log.warning("the limit of open files stays as it is: %s", error)
 
 
 def _hush() -> None:

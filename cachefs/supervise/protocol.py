@@ -18,6 +18,7 @@ ENVIRONMENT: Final = "CACHEFS_WORKER"
 # Words of the worker.
 BEAT: Final = b"beat"
 STANDBY: Final = b"standby"  # shaken hands with libfuse, waiting for its turn
+WAITING: Final = b"waiting"  # beats, and waits for a lock, or for a thread that makes ready
 READY: Final = b"ready"  # answers requests
 UNMOUNTED: Final = b"unmounted"  # and exits
 
@@ -35,7 +36,9 @@ TOLD_WHY: Final = 78  # EX_CONFIG of sysexits.h
 @dataclass(frozen=True, slots=True)
 class Inheritance:
     """What a worker is started with. *device* and *table* are -1 where the transport is plain;
-    *document* has what the composition root hands over (see :func:`seal`)."""
+    *document* has what the composition root hands over (see :func:`seal`). *alive* and *claim* are
+    held and not used: the writing end of the pipe *lifeline*, which hangs up when neither the
+    supervisor nor a worker is left, and what says that the cache directory is in use."""
 
     info: TransportInfo
     mountpoint: str
@@ -44,6 +47,9 @@ class Inheritance:
     device: int = -1
     table: int = -1
     document: int = -1
+    lifeline: int = -1
+    alive: int = -1
+    claim: int = -1
     turn: bool = True
     restarts: int = 0
     quarantine: bool = False
@@ -52,7 +58,8 @@ class Inheritance:
     @property
     def descriptors(self) -> list[int]:
         """Those that the worker inherits."""
-        return [fd for fd in (self.control, self.device, self.table, self.document) if fd >= 0]
+        own = (self.control, self.device, self.table, self.document)
+        return [fd for fd in (*own, self.lifeline, self.alive, self.claim) if fd >= 0]
 
     def to_text(self) -> str:
         """For the environment."""

@@ -16,7 +16,8 @@ A worker's life::
   operator's SIGKILL) the next one answers EIO to what is resent
   (:mod:`cachefs.transport.exchange`). After ``give_up_after`` deaths in a row the mount is
   detached. The first worker of all gets one try: no reader has anything to lose yet.
-- **Silent** for ``beat_timeout``: SIGKILL, then as above.
+- **Silent** for ``beat_timeout``: SIGKILL, then as above. A worker that waits, for a lock that a
+  stranger holds, say, is not: its heart beats from its start, and it has not come up late either.
 - **Upgrade** (SIGHUP, :meth:`Supervisor.upgrade`): a second worker is started from the same
   command, which now means the new code. It shakes hands with libfuse and waits. Then the first
   drains and exits, and the second gets GO. INVARIANT: never do two workers have their turn at once:
@@ -25,8 +26,11 @@ A worker's life::
 - **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says so and exits; so do we.
 
 INVARIANT: a killed worker is replaced even if it cannot be reaped: one of its threads may wait in
-the kernel (a notification) for an answer that only the next worker gives. After SIGKILL no thread
-runs any code of ours again, so the next may begin.
+the kernel (for a disk, say), and nothing of what it holds is waited for
+(:mod:`cachefs.kernel.ghosts`). After SIGKILL no thread runs any code of ours again, so the next may
+begin. INVARIANT: no reader waits for an answer once nobody is left to give it: the last of us
+aborts the connection, or the notifying process answers
+(:mod:`cachefs.transport.notify_process`).
 
 The mount outlives the supervisor's death too, as long as its worker lives; nothing restarts either.
 """
@@ -55,6 +59,7 @@ from cachefs.supervise.protocol import (
     STOP,
     TOLD_WHY,
     UNMOUNTED,
+    WAITING,
     Inheritance,
     seal,
 )
@@ -88,8 +93,8 @@ class Supervisor:
     *command* is an argument vector that composes a filesystem over
     :class:`cachefs.mount.attachment.Attachment`; it is run anew for each worker, so an upgraded
     installation takes effect with the next one. *document* is handed to each worker and to no
-    other process: no other user can read it. *on_ready* is called once, when the first worker
-    answers.
+    other process: no other user can read it. *claim* is a descriptor that each worker holds, too,
+    and that stays the caller's. *on_ready* is called once, when the first worker answers.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Supervisor:
         options: MountOptions | None = None,
         *,
         document: bytes = b"",
+        claim: int = -1,
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], None] = lambda: None,
@@ -116,6 +122,8 @@ class Supervisor:
         self._on_ready = on_ready
         self._device = self._table = -1
         self._document = seal(document)
+        self._claim = claim
+        self._lifeline, self._alive = os.pipe2(os.O_CLOEXEC)
         self._current: WorkerProcess | None = None
         self._next: WorkerProcess | None = None
         self._ghosts: list[WorkerProcess] = []
@@ -240,6 +248,8 @@ class Supervisor:
                 self._leave(self._current, DRAIN, now)
             else:
                 self._hand_over()
+        elif word == WAITING and self._served:
+            worker.started = now  # the lock holder's time is not this worker's
         elif word == UNMOUNTED and not self._is_remounting(worker):
             worker.unmounted = True
             self._unmounted = True
@@ -291,7 +301,8 @@ class Supervisor:
                 self._hand_over()
             return  # one that is still starting reports, or dies and comes here
         if self.info.mode == "plain":
-            mounting.unmount(self._mountpoint)
+            self._abort()  # a worker that cannot die keeps libfuse's device open
+            self._detach()
         if worker.leave_by is not None:  # it left to be replaced, as we asked it to
             self._start_at = now
         else:
@@ -387,6 +398,9 @@ class Supervisor:
             device=self._device,
             table=self._table,
             document=self._document,
+            lifeline=self._lifeline,
+            alive=self._alive,
+            claim=self._claim,
             turn=turn,
             restarts=self.restarts,
             quarantine=self._crashes >= self._timeouts.quarantine_after,
@@ -406,6 +420,12 @@ class Supervisor:
         else:
             self._next = worker
 
+    def _abort(self) -> None:
+        """Free the readers of a mount that nobody serves any more."""
+        found = mountinfo.find(self._mountpoint)
+        if found is not None and found.kind == f"fuse.{self._options.subtype}":
+            mounting.abort(self._mountpoint)
+
     def _detach(self) -> None:
         try:
             mounting.unmount(self._mountpoint)
@@ -417,7 +437,9 @@ class Supervisor:
             worker.kill(self._clock())
             worker.close()
         if not self._unmounted and (self._device >= 0 or self._served):
+            self._abort()
             self._detach()
-        for fd in (self._device, self._table, self._document, self._wake_r, self._wake_w):
+        own = (self._device, self._table, self._document, self._lifeline, self._alive)
+        for fd in (*own, self._wake_r, self._wake_w):
             if fd >= 0:
                 os.close(fd)

@@ -53,7 +53,7 @@ class Transport(Protocol):
 
     def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:
         """Have the kernel forget attributes, and pages unless *attr_only*. Never blocks: it is done
-        soon, in the order of the calls, by a thread; an unknown node is nothing to complain
+        soon, in the order of the calls, by another process; an unknown node is nothing to complain
         about."""
 
     def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:

@@ -9,7 +9,8 @@ import logging
 import pyfuse3
 import trio
 
-from cachefs.kernel import mounting
+from cachefs.kernel import device as fuse_device
+from cachefs.kernel import mounting, wire
 from cachefs.kernel.mounting import MountOptions
 
 from .base import TransportInfo
@@ -35,7 +36,7 @@ class PlainTransport:
         self._mountpoint = mountpoint
         self._options = options or MountOptions()
         self._gate = gate or OpenGate()
-        self._notifier = Notifier()
+        self._notifier: Notifier | None = None
         self._draining = False
         self._done = trio.Event()
         self._scope = trio.CancelScope()
@@ -54,6 +55,7 @@ class PlainTransport:
             pyfuse3.init(operations, self._mountpoint, self._words())
         except RuntimeError as error:
             raise OSError(0, f"libfuse cannot mount: {error}") from error
+        self._begin_notifying()
         unmount = True
         answered = trio.Event()
         operations.init = answered.set  # type: ignore[method-assign]  # pyfuse3's own hook
@@ -70,8 +72,17 @@ class PlainTransport:
             raise first_error(group) from None
         finally:
             self._done.set()
-            self._notifier.close()
+            if self._notifier is not None:
+                self._notifier.close()
             pyfuse3.close(unmount=unmount)
+
+    def _begin_notifying(self) -> None:
+        """Through a clone of libfuse's device: when this process is killed, the kernel ends what it
+        had read, although the notifying process has the connection still."""
+        for device in fuse_device.devices():
+            self._notifier = Notifier(fuse_device.clone(device), None)
+            return
+        log.error("libfuse's device is not to be found: evicted names are known for a while yet")
 
     async def _started(self, answered: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         await answered.wait()  # the answer to INIT resets what is tuned
@@ -93,13 +104,13 @@ class PlainTransport:
 
     def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:
         """See :meth:`cachefs.transport.base.Transport.invalidate_inode`."""
-        inode = pyfuse3.InodeT(nodeid)
-        self._notifier.call(lambda: pyfuse3.invalidate_inode(inode, attr_only))
+        if self._notifier is not None:
+            self._notifier.send(wire.inval_inode(nodeid, -1 if attr_only else 0, 0))
 
     def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """See :meth:`cachefs.transport.base.Transport.invalidate_entry`."""
-        arguments = pyfuse3.InodeT(parent), pyfuse3.FileNameT(name), pyfuse3.InodeT(deleted)
-        self._notifier.call(lambda: pyfuse3.invalidate_entry(*arguments))
+        if self._notifier is not None:
+            self._notifier.send(wire.forget_entry(parent, name, deleted))
 
     def _words(self) -> set[str]:
         options = self._options

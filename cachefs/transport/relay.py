@@ -86,7 +86,7 @@ class OpenGate:
 class RelayTransport:
     """See :class:`cachefs.transport.base.Transport`. *device* is mounted or about to be,
     non-blocking, and stays the caller's; *table_fd* is an :class:`OpenTable`, as the last worker
-    left it."""
+    left it; *lifeline* is for the :class:`~cachefs.transport.notify.Notifier`."""
 
     def __init__(
         self,
@@ -99,6 +99,7 @@ class RelayTransport:
         read_ahead_kib: int = MountOptions().read_ahead_kib,
         gate: Gate | None = None,
         quarantine: bool = False,
+        lifeline: int = -1,
     ) -> None:
         self.info = info
         self._device = device
@@ -109,14 +110,14 @@ class RelayTransport:
         self._table = OpenTable(table_fd)
         guarded = Guarded(backing or NoBacking())
         self._opens = Passthrough(self._connection, self._table, passthrough=info.passthrough)
-        self._notifier = Notifier()
+        self._notifier = Notifier(device, lifeline)
         self._exchange = Exchange(
             self._connection,
             self._table,
             self._opens,
             guarded,
             send=self._send_soon,
-            notify=self._write_notification,
+            notify=self._notifier.send,
             passthrough=info.passthrough,
             quarantine=quarantine,
         )
@@ -183,14 +184,11 @@ class RelayTransport:
 
     def invalidate_inode(self, nodeid: int, *, attr_only: bool = False) -> None:
         """See :meth:`cachefs.transport.base.Transport.invalidate_inode`."""
-        self._write_notification(wire.inval_inode(nodeid, -1 if attr_only else 0, 0))
+        self._notifier.send(wire.inval_inode(nodeid, -1 if attr_only else 0, 0))
 
     def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """See :meth:`cachefs.transport.base.Transport.invalidate_entry`."""
-        if deleted:
-            self._write_notification(wire.delete(parent, deleted, name))
-        else:
-            self._write_notification(wire.inval_entry(parent, name))
+        self._notifier.send(wire.forget_entry(parent, name, deleted))
 
     @property
     def open_nodes(self) -> dict[int, int]:
@@ -350,9 +348,6 @@ class RelayTransport:
             except BlockingIOError:
                 pass
         self._backlog.append(message)
-
-    def _write_notification(self, message: bytes) -> None:
-        self._notifier.call(lambda: self._connection.write(message))
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:

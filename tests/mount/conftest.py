@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.cachefs_mount import DIRECTORY, NGINX, Mounted, mounted
+from support.disks import overlay
 
 KINDS = [
     pytest.param((driver, source), id=f"{driver}-{source}")
@@ -21,12 +22,22 @@ def kind() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def shared(kind: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+def stacked() -> bool:
+    """Whether the cache directory lies on overlayfs, which the kernel refuses passthrough to."""
+    return False
+
+
+@pytest.fixture(scope="module")
+def shared(
+    kind: tuple[str, str], stacked: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mounted]:
     """The module's mount."""
     driver, source = kind
     with ExitStack() as stack:
         # Not `mounted`'s own watch: that is for the life of one test.
         home = tmp_path_factory.mktemp("shared")
+        if stacked:
+            stack.enter_context(overlay(home / "cache"))
         yield stack.enter_context(mounted(home, driver=driver, source=source, patience=None))
 
 

@@ -12,7 +12,15 @@ from support.processes import run, start, wait_for
 
 MIB = 2**20
 pytestmark = pytest.mark.parametrize(
-    "kind", [("sqlite", DIRECTORY), ("sqlite", NGINX)], ids=["directory", "nginx"], scope="module"
+    ("kind", "stacked"),
+    [
+        (("sqlite", DIRECTORY), False),
+        (("sqlite", NGINX), False),
+        (("sqlite", DIRECTORY), True),
+        (("xattr", DIRECTORY), True),
+    ],
+    ids=["directory", "nginx", "sqlite on overlayfs", "xattr on overlayfs"],
+    scope="module",
 )
 
 
@@ -34,6 +42,26 @@ def test_an_image_of_any_size_is_read_whole(mount: Mounted, cached: bool, size: 
     path, data = image(mount, cached, size)
     assert run("cat", path).stdout == data
     assert run("stat", "-c", "%s", path).text.strip() == str(size)
+
+
+def test_the_kernel_reads_by_itself_where_it_can(mount: Mounted, stacked: bool) -> None:
+    transport = mount.status()["transport"]
+    assert isinstance(transport, dict)
+    assert transport["mode"] == "relay"
+    assert transport["passthrough"] is not stacked
+    assert ("stacked" in transport["why"]) is stacked
+
+
+def test_an_image_is_read_from_the_disk(mount: Mounted, cached: bool) -> None:
+    """The pages of the cache directory's own file are gone, and those of the mount."""
+    path, data = image(mount, cached, 2 * MIB)
+    assert run("cat", path).stdout == data
+    mount.wait_listed("cached", Path(path).name)
+    for name in (mount.cache_dir / Path(path).name, path):
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert run("cat", path).stdout == data
 
 
 def test_an_empty_image_is_cached_when_it_is_read(mount: Mounted) -> None:

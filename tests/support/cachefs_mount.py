@@ -133,11 +133,7 @@ class Mounted:
 
     def abort(self) -> None:
         """Fail every request under way and to come: whoever hangs in the kernel gets ENOTCONN."""
-        number = mountinfo.mount_device(self.mountpoint)
-        if number is not None:
-            connection = Path("/sys/fs/fuse/connections", number.partition(":")[2], "abort")
-            with contextlib.suppress(OSError):
-                connection.write_text("1")
+        mounting.abort(self.mountpoint)
 
     def clean_up(self) -> list[str]:
         """Take everything away, whatever state it is in; what did not go by itself."""

@@ -16,3 +16,17 @@ def small_disk(home: Path, mib: int) -> Iterator[Path]:
         yield home
     finally:
         run("umount", "-l", str(home))
+
+
+@contextmanager
+def overlay(mountpoint: Path) -> Iterator[Path]:
+    """A filesystem that is stacked on the one of *mountpoint*, as a container's is; needs root."""
+    base = mountpoint.with_name(f"{mountpoint.name}-layers")
+    for directory in (mountpoint, *(base / name for name in ("lower", "upper", "work"))):
+        directory.mkdir(parents=True)
+    layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+    run("mount", "-t", "overlay", "-o", layers, "overlay", str(mountpoint))
+    try:
+        yield mountpoint
+    finally:
+        run("umount", str(mountpoint))

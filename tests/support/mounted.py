@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cachefs
-from cachefs.kernel import mountinfo, mounting
+from cachefs.kernel import mounting
+
+from .connections import Connection
 
 T = TypeVar("T")
 ROOT = Path(cachefs.__file__).parent.parent
@@ -76,7 +78,7 @@ class Mounted:
         module = "supervise" if mode.startswith("supervised-") else "smallfs"
         mode = mode.removeprefix("supervised-")
         self.children: list[subprocess.Popen[bytes]] = []
-        self.connection: str | None = None
+        self.connection: Connection | None = None
         with self.log.open("wb") as log:
             self.server = subprocess.Popen(
                 [
@@ -101,7 +103,7 @@ class Mounted:
             return "ready\n" in self.log.read_text() or "serving " in self.log.read_text()
 
         eventually(ready)
-        self.connection = mountinfo.mount_device(self.path)
+        self.connection = Connection.of(self.path)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -151,9 +153,8 @@ class Mounted:
     def abort(self) -> None:
         """Abort the connection, which frees whoever waits for it."""
         if self.connection is not None:
-            number = self.connection.partition(":")[2]
-            with suppress(OSError):
-                Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
+            self.connection.abort()
+        mounting.abort(self.path)
 
     def close(self) -> None:
         with suppress(OSError):

@@ -271,7 +271,7 @@ async def serve(transport, files: Files, attachment=None) -> None:
     operations.transport = transport
     async with trio.open_nursery() as nursery:
         if attachment is not None:
-            nursery.start_soon(attachment.run, transport)
+            nursery.start_soon(attachment.run)
         await nursery.start(_serve, transport, operations, nursery)
         print("serving", os.getpid(), flush=True)
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -165,20 +166,89 @@ def test_a_worker_that_stops_answering_is_replaced(how: str) -> None:
         assert "silent" in mount.log.read_text()
 
 
-def test_a_worker_with_a_thread_stuck_in_the_kernel_is_replaced() -> None:
-    """Its notification waits for a lookup that only the next worker answers."""
-    with mounted("supervised-relay", {"later-one": 10}) as mount:
-        control = os.open(mount / "stats", os.O_WRONLY)
-        pid = mount.worker()
-        looker = mount.spawn("print(os.stat(sys.argv[1]).st_size)", "later-one")
+LOOK = """
+try:
+    print(os.stat(sys.argv[1]).st_size)
+except OSError as error:
+    print(error.errno in (errno.ENOTCONN, errno.ECONNABORTED))
+"""
+
+
+@contextmanager
+def stuck_notification(mount: Mounted) -> Iterator[subprocess.Popen[bytes]]:
+    """A notification under way that waits in the kernel for a lookup, whose process this gives."""
+    control = os.open(mount / "stats", os.O_WRONLY)
+    try:
+        looker = mount.spawn(LOOK, "later-one")
         mount.wait_for_waiting("later-one")
         os.write(control, b"entry nothing")
-        time.sleep(0.2)
-        os.kill(pid, signal.SIGKILL)
-        mount.go()
-        assert result(looker) == "10"
+        eventually(lambda: notifying(mount.worker(), stuck=True))
+        yield looker
+    finally:
         os.close(control)
+
+
+def notifying(worker: int, *, stuck: bool = False) -> list[int]:
+    """The process that writes the worker's notifications, if there is one; if it is *stuck*."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"notify_process.py" not in (process / "cmdline").read_bytes():
+                continue
+            states = [states_of(task) for task in process.glob("task/*")]
+            is_stuck = any(state == "D" for state, _ in states)
+            if any(parent == worker for _, parent in states) and (is_stuck or not stuck):
+                found.append(int(process.name))
+    return found
+
+
+def states_of(task: Path) -> tuple[str, int]:
+    """A thread's state and the parent of its process."""
+    state, parent = (task / "stat").read_text().rpartition(")")[2].split()[:2]
+    return state, int(parent)
+
+
+def test_a_worker_that_is_killed_while_a_notification_is_stuck_leaves_nothing_behind() -> None:
+    """The notification waits for a lookup that only the next worker answers."""
+    with mounted("supervised-relay", {"later-one": 10}) as mount:
+        pid = mount.worker()
+        with stuck_notification(mount) as looker:
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: not Path(f"/proc/{pid}").exists())
+            assert looker.poll() is None, "the lookup waits for the next worker"
+            mount.go()
+            assert result(looker) == "10"
         assert mount.worker() != pid
+        assert "cannot die" not in mount.log.read_text()
+
+
+@pytest.mark.parametrize("mode", ["supervised-relay", "supervised-plain"])
+@pytest.mark.parametrize("supervised", [True, False], ids=["supervised", "alone"])
+def test_readers_are_freed_when_nobody_is_left_while_a_notification_is_stuck(
+    mode: str, supervised: bool
+) -> None:
+    with mounted(mode, {"later-one": 10}) as mount:
+        pid = mount.worker()
+        with stuck_notification(mount) as looker:
+            if not supervised or mode == "supervised-relay":
+                mount.server.kill()
+                mount.server.wait()
+            os.kill(pid, signal.SIGKILL)
+            assert result(looker) == "True"
+
+
+def test_a_notifying_process_that_is_killed_is_started_again() -> None:
+    with mounted("supervised-relay", {"plain": 10}) as mount:
+        (mount / "stats").write_text("entry nothing")
+        (first,) = eventually(lambda: notifying(mount.worker()))
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{first}/exe").exists())
+
+        def another() -> list[int]:
+            (mount / "stats").write_text("entry nothing")
+            return [pid for pid in notifying(mount.worker()) if pid != first]
+
+        assert eventually(another)
 
 
 def test_an_upgrade_hands_over_without_a_failed_request() -> None:
