@@ -1,8 +1,8 @@
 """What must hold after every fault: what the cache calls right is right, the accounting is the
 disk's, and nothing is left behind.
 
-Knows the layout of a cache directory (DESIGN: the cache directory is a contract), and looks at it as
-a stranger would: by itself, with none of the cache's own code.
+Knows the layout of a cache directory, which is a contract, and looks at it as a stranger would: by
+itself, with none of the cache's own code.
 """
 
 import contextlib

@@ -90,8 +90,7 @@ class Run:
         """The table, one row for each kind, over all combinations; *disturbs* says what each
         does."""
         lines = [
-            "| kind | what is done | on | operations | faults | images checked "
-            "| longest wait, s | errors |",
+            f"| {' | '.join(_HEAD)} |",
             "|---|---|---|--:|--:|--:|--:|--:|",
         ]
         lines += [
@@ -106,6 +105,12 @@ class Run:
             f"Linux {platform.release().partition('-')[0]}."
         )
         return "\n".join(lines) + "\n"
+
+
+_HEAD = (
+    *("kind", "what is done", "on", "operations", "faults"),
+    *("images checked", "longest wait, s", "errors"),
+)
 
 
 def _line(name: str, text: str, rows: Iterable[Figures]) -> str:

@@ -1,8 +1,8 @@
 """One mount of cachefs in child processes, and what a user does with it, each with a limit.
 
-Owns the daemon's processes, from ``cachefs mount --foreground`` on, and their end. The harness never
-touches a mount outside :meth:`Mount.limited`; a request that hangs aborts the connection, which
-frees all that wait for it.
+Owns the daemon's processes, from ``cachefs mount --foreground`` on, and their end. The harness
+never touches a mount outside :meth:`Mount.limited`; a request that hangs aborts the connection,
+which frees all that wait for it.
 """
 
 import contextlib
@@ -119,7 +119,7 @@ class Mount:
             raise HangError("it stayed mounted after its daemon")
 
     def kill_all(self) -> None:
-        """kill -9 of every process of the mount."""
+        """Kill every process of the mount, with SIGKILL."""
         for pid in self.pids():
             kill(pid)
         if self.process is not None:
@@ -182,7 +182,7 @@ class Mount:
         return self.limited(path.read_bytes, f"cat control/{name}", seconds).decode()
 
     def write(self, name: str, text: str, seconds: float = HANG) -> None:
-        """``echo TEXT > control/NAME``, with one write(2)."""
+        """As ``echo TEXT > control/NAME`` does, with one write(2)."""
         path = self.mountpoint / "control" / name
 
         def call() -> None:

@@ -1,8 +1,8 @@
 """Processes that read images over and over, and check every byte.
 
-Owns the program that reads (``python -m torturing.readers``), how it reports, and how it is started,
-ended and judged. It writes what it has seen to a file twice a second, from a thread, so that one
-that hangs in the kernel has reported, too.
+Owns the program that reads (``python -m torturing.readers``), how it reports, and how it is
+started, ended and judged. It writes what it has seen to a file twice a second, from a thread, so
+that one that hangs in the kernel has reported, too.
 """
 
 import contextlib
@@ -58,11 +58,11 @@ class Reader:
     def loop(self) -> None:
         """Read on; an error of the mount is counted, and ends nothing."""
         step = getattr(self, f"_{self.mode}")
-        while not self.over:
+        while not self.is_over():
             try:
                 step()
             except OSError as error:
-                if self.over:
+                if self.is_over():
                     return  # the signal that ends it has interrupted a request
                 name = errno.errorcode.get(error.errno or 0, str(error.errno))
                 self.report.failures[name] += 1
@@ -74,6 +74,10 @@ class Reader:
                 self.last = now
                 self.report.operations += 1
                 time.sleep(PAUSE)
+
+    def is_over(self) -> bool:
+        """Whether it was told to end."""
+        return self.over
 
     def _drop_one(self) -> None:
         if self.opened:
@@ -108,7 +112,7 @@ class Reader:
         start = self.dice.randrange(max(1, image.size))
         size = self.dice.randrange(1, 100_000)
         self.report.doing = f"read {image.name} at {start}"
-        self._compare(image, start, size, os.pread(fd, size, start))
+        self._compare(image, start, size, _pread(fd, size, start))
 
     def _open(self) -> None:
         """A whole image, opened for it."""
@@ -147,6 +151,18 @@ class Reader:
             size = path.stat().st_size
             if size != image.size:
                 self.report.wrong.append(f"stat {image.name} says {size}, not {image.size}")
+
+
+def _pread(fd: int, size: int, start: int) -> bytes:
+    """The bytes; a short answer is asked on from, as a request that fails in the middle of a
+    read(2) makes it short, and the next one tells why."""
+    got = b""
+    while len(got) < size:
+        piece = os.pread(fd, size - len(got), start + len(got))
+        if not piece:
+            break
+        got += piece
+    return got
 
 
 def main() -> None:

@@ -1,15 +1,14 @@
-"""Where one kind does its faults on one combination: a private directory, an origin, mounts, readers,
-and the end of all of them.
+"""Where one kind does its faults on one combination: a private directory, an origin, mounts,
+readers, and the end of all of them.
 
-Owns everything that is made below the directory: processes, mounts, loop devices. The teardown frees
-all of it, whatever state it is in, and counts as an error what did not go by itself.
+Owns everything that is made below the directory: processes, mounts, loop devices. The teardown
+frees all of it, whatever state it is in, and counts as an error what did not go by itself.
 """
 
 import contextlib
 import os
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -171,7 +170,7 @@ class World:
         for mount in self.mounts:
             with self._blamed("the end of a mount"):
                 mount.stop(15)
-        left = [pid for pid in marked(self.home)]
+        left = marked(self.home)
         if left and not until(lambda: not marked(self.home), 3):
             for pid in marked(self.home):
                 self.figures.error(f"a process stays: {describe(pid)}")
@@ -235,13 +234,10 @@ def have(program: str) -> bool:
     return shutil.which(program) is not None
 
 
-def quietly(call: Callable[[], object], *errors: type[BaseException]) -> bool:
-    """Whether *call* succeeds; one of *errors* (OSError) is a no."""
+def quietly(call: Callable[[], object], errors: type[BaseException] = OSError) -> bool:
+    """Whether *call* succeeds; one of *errors* is a no."""
     try:
         call()
-    except errors or (OSError,):
+    except errors:
         return False
     return True
-
-
-Popen = subprocess.Popen[bytes]
