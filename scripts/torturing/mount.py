@@ -182,7 +182,7 @@ class Mount:
         return self.limited(path.read_bytes, f"cat control/{name}", seconds).decode()
 
     def write(self, name: str, text: str, seconds: float = HANG) -> None:
-        """As ``echo TEXT > control/NAME`` does, with one write(2)."""
+        """Write a line to a control file at once, as echo(1) does."""
         path = self.mountpoint / "control" / name
 
         def call() -> None:
