@@ -161,7 +161,7 @@ class World:
             for mount in self.mounts:
                 if place in mount.cache_dir.parents or mount.cache_dir == place:
                     mount.destroy()
-            self._unmount(place)
+            self.unmount(place)
 
     # The end
 
@@ -185,8 +185,8 @@ class World:
         for info in reversed(mountinfo.mounts()):
             if info.mountpoint != self.fusectl and self.home in info.mountpoint.parents:
                 self.figures.error(f"a mount stays: {info.kind} at {info.mountpoint.name}")
-                self._unmount(info.mountpoint)
-        self._unmount(self.fusectl)
+                self.unmount(info.mountpoint)
+        self.unmount(self.fusectl)
         for device in loop_devices(self.home):
             self.figures.error(f"a loop device stays: {device}")
             run(["losetup", "-d", device], 10, check=False)
@@ -203,7 +203,8 @@ class World:
         except (HangError, OSError, RuntimeError, AssertionError) as error:
             self.figures.error(f"{what}: {error}")
 
-    def _unmount(self, place: Path) -> None:
+    def unmount(self, place: Path) -> None:
+        """Unmount, lazily where it is busy."""
         with contextlib.suppress(HangError):
             if run(["umount", place], 20, check=False).status != 0:
                 time.sleep(0.3)

@@ -155,8 +155,9 @@ class Index:
 
     def _damage(self, world: World, mount: Mount, damage: Damage, rng: random.Random) -> None:
         path = mount.cache_dir / "cache.db"
-        if world.combo.driver == "xattr" and not path.exists():
-            path.write_bytes(rng.randbytes(4096))  # another driver's, which is none of its business
+        if not path.is_file():  # the xattr driver's is none of its business
+            _clear(path)
+            path.write_bytes(rng.randbytes(4096))
         with contextlib.suppress(sqlite3.Error):
             damage(path, rng)
         world.figures.fault()
@@ -247,9 +248,8 @@ class Index:
     @contextmanager
     def _connected(self, mount: Mount) -> Iterator[sqlite3.Connection]:
         """To the index that there is; with the xattr driver, a file that it must not care for."""
-        path = mount.cache_dir / "cache.db"
-        if not path.is_file():
-            path = mount.home / "other.db"
+        own = mount.combo.driver == "sqlite"
+        path = mount.cache_dir / "cache.db" if own else mount.home / "other.db"
         with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as made:
             made.execute("CREATE TABLE IF NOT EXISTS cached_images (image_id TEXT)")
             yield made
