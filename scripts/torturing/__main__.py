@@ -43,7 +43,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     print(f"seed {seed}, {len(cells)} cells, {arguments.minutes:g} minutes", flush=True)
-    options = Options(kills=arguments.kills, glance=arguments.glance)
+    options = Options(arguments.kills, arguments.glance, install=arguments.minutes >= 5)
     rows = []
     for cell in cells:
         row = run_cell(cell, seed, options, arguments.dir, keep=arguments.keep)

@@ -32,10 +32,11 @@ MIB = 2**20
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the command line says to the kinds: *kills* instead of a time, 0 for a time; *glance*
-    is where a real Glance is installed, or to be."""
+    is where a real Glance is installed, or to be, and *install* whether there is time for that."""
 
     kills: int = 0
     glance: Path | None = None
+    install: bool = False
 
 
 class World:

@@ -2,6 +2,7 @@
 
 from torturing.kind import Kind
 from torturing.kinds.disk import Disk
+from torturing.kinds.glance import Glance
 from torturing.kinds.index import Index
 from torturing.kinds.kills import Kills
 from torturing.kinds.limits import LimitsByMeasure
@@ -24,6 +25,7 @@ KINDS: dict[str, Kind] = {
         Index(),
         Origins(),
         User(),
+        Glance(),
         Power(),
     )
 }

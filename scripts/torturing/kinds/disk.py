@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -16,15 +17,15 @@ from pathlib import Path
 from torturing.content import Image
 from torturing.kind import COMBOS
 from torturing.mount import Mount, StartError
-from torturing.patience import run, until
+from torturing.patience import HangError, run, until
 from torturing.world import MIB, World
 
 SIZE = 48
 TOLERATED = ("ENOSPC", "EIO", "EROFS", "ENOENT", "EACCES")
 """What a reader may be told while the disk is of no use."""
 
-LOUDEST = 200
-"""Lines that the daemon may log in the few seconds of one fault."""
+LOUDEST = 60
+"""Warnings and errors that the daemon may log in the few seconds of one fault."""
 
 
 class Disk:
@@ -72,26 +73,53 @@ class Disk:
             except StartError as error:
                 world.figures.error(f"{what}: no start beforehand: {error}")
                 return
-            mount.fetch(*(image.name for image in images[:4]))
+            pinned = images[:4]
+            mount.fetch(*(image.name for image in pinned))
+            for image in pinned:
+                mount.touch(f"pinned/{image.name}")
+            hard = TOLERATED if fault in (_removed, _renamed) else ()
             before = _lines(mount)
             with world.readers(mount, images, ("keep", "open", "list"), tolerate=TOLERATED):
-                fault(world, rng, mount, place)
-                world.figures.fault()
-                time.sleep(1.0)
-                mount.status()
+                with world.readers(mount, pinned, ("open", "keep"), tolerate=hard):
+                    fault(world, rng, mount, place)
+                    world.figures.fault()
+                    time.sleep(1.5)
+                if not until(mount.answers, 20):
+                    world.figures.error(f"{what}: the mount does not answer: {mount.tail()}")
                 loud = _lines(mount) - before
                 if loud > LOUDEST:
-                    world.figures.error(f"{what}: {loud} lines in the log")
+                    world.figures.error(f"{what}: {loud} warnings in the log")
                 _mend(place)
+            if fault is _read_only:
+                self._repair(mount, place)
             self._after(world, mount, images, what)
+            self._end(mount)
+
+    @staticmethod
+    def _repair(mount: Mount, place: Path) -> None:
+        """As an administrator does with a filesystem that has turned read-only."""
+        with contextlib.suppress(HangError):
+            mount.stop()
+        mount.destroy()
+        backing = place.with_suffix(".img")
+        run(["umount", place], 20)
+        run(["e2fsck", "-fy", backing], 30, check=False)
+        run(["mount", "-o", "loop", backing, place], 20)
+
+    @staticmethod
+    def _end(mount: Mount) -> None:
+        with contextlib.suppress(HangError):
+            mount.stop()
+        mount.destroy()
 
     def _after(self, world: World, mount: Mount, images: list[Image], what: str) -> None:
         """With room again, the mount goes on, or another one on the same directory does."""
-        if not mount.cache_dir.exists():
-            mount.stop()
-            world.check(mount)
-            return
+        if mount.process is None or mount.process.poll() is not None:
+            mount.destroy()
+            mount.start()
         for image in images:
+            with contextlib.suppress(OSError):
+                mount.remove(f"pinned/{image.name}")
             with contextlib.suppress(OSError):
                 mount.touch(f"queue/{image.name}")
         missing = {image.name for image in images}
@@ -101,6 +129,9 @@ class Disk:
                 mount.show(f"invalid/{name}") for name in left if name in mount.listed("invalid")
             ]
             world.figures.error(f"{what}: not cached with room again: {left[:3]} {why[:1]}")
+            for name in left:
+                with contextlib.suppress(OSError):
+                    mount.remove(f"queue/{name}")
         world.check(mount, SIZE * MIB)
 
 
@@ -158,4 +189,4 @@ def _mend(place: Path) -> None:
 
 
 def _lines(mount: Mount) -> int:
-    return mount.log.read_bytes().count(b"\n")
+    return len(re.findall(rb" (WARNING|ERROR|CRITICAL) ", mount.log.read_bytes()))

@@ -167,6 +167,9 @@ MANNERS: tuple[Manner, ...] = (
     *(unavailable, broken, nonsense),
 )
 
+CONVINCING = (shorter, shifted_range, wrong_bytes, zeros, endless)
+"""Of these only a digest tells that they are wrong."""
+
 PASSING = (busy, unavailable)
 """After these a queued image is fetched without being asked for again."""
 
@@ -196,6 +199,8 @@ class Origins:
         bad = world.images(rng, len(manners), 10_000, 3 * MIB, prefix="bad")
         for image, manner in zip(bad, manners, strict=True):
             world.origin.manners[image.name] = manner
+            if manner not in CONVINCING and rng.random() < 0.5:
+                world.origin.unsummed.add(image.name)
             world.figures.fault()
         names = {image.name: manner for image, manner in zip(bad, manners, strict=True)}
         for image in bad:
@@ -229,8 +234,7 @@ class Origins:
             record = ""
             with contextlib.suppress(OSError):
                 record = mount.show(f"{place}/{name}").strip() if place else "nowhere"
-            manner = manners[name].__name__
-            where = f"{place} {record[-200:]}"
-            world.figures.error(f"{manner}: not cached once the origin behaves: {where}")
+            what, where = manners[name].__name__, f"{place} {record[-200:]}"
+            world.figures.error(f"{what}: not cached once the origin behaves: {where}")
             with contextlib.suppress(OSError):
                 mount.remove(f"{place}/{name}")

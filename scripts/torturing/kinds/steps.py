@@ -1,13 +1,16 @@
 """A real kill, or an injected error, at every system call of what the daemon does: strace(1) counts
 the calls of each thread, and injects at the N-th.
 
-The N go up from 1 until nothing is injected any more; then the step has been done to all of them.
+Each scenario is traced once without a fault, to know which calls it has; then they are had in
+random order.
 """
 
 import contextlib
 import random
+import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +84,8 @@ SCENARIOS: dict[str, tuple[Callable[[Stage], None], bool]] = {
 }
 """By name: what is done while the worker is traced, and whether the image is cached beforehand."""
 
-OUTSIDE = ("resume", "start")
+WEIGHTS = {"publish": 5, "evict": 3, "queue": 2, "hit": 2, "resume": 2, "start": 1}
+"""How often each scenario is had; those of the mount itself take seconds each."""
 
 
 class Steps:
@@ -95,83 +99,101 @@ class Steps:
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:
-        """Pairs of a scenario and a system call, in an order of the seed's."""
+        """Steps in an order of the seed's; each scenario is traced once before, for its calls."""
         if not have("strace"):
             raise LeftOutError("no strace")
-        pairs = [(scenario, call) for scenario in (*SCENARIOS, *OUTSIDE) for call in CALLS]
-        rng.shuffle(pairs)
         mount = world.mount(max_size=32 * MIB, timeout="5s")
         world.origin.rate = 16 * MIB
-        reached = dict.fromkeys(pairs, 0)
+        steps: dict[str, list[tuple[str, int]]] = {}
         turn = 0
         while turn == 0 or time.monotonic() < deadline:
-            left = [pair for pair in pairs if reached[pair] >= 0]
-            if not left:
-                break
-            pair = left[turn % len(left)]
-            reached[pair] += rng.randint(1, 4)
-            if not self._step(world, mount, rng, pair, reached[pair]):
-                reached[pair] = -1
+            scenario = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            if scenario not in steps:
+                found = self._profile(world, mount, rng, scenario)
+                rng.shuffle(found)
+                steps[scenario] = found
+            if steps[scenario]:
+                self._step(world, mount, rng, scenario, steps[scenario].pop())
             turn += 1
         world.check(mount, 32 * MIB)
 
+    def _profile(
+        self, world: World, mount: Mount, rng: random.Random, scenario: str
+    ) -> list[tuple[str, int]]:
+        """Each system call of the scenario with its number in its thread."""
+        [image] = world.images(rng, 1, 1_000, 2 * MIB)
+        stage = Stage(world, mount, image)
+        log = self._do(stage, scenario, "", lambda _: False)
+        self._mend(stage, f"{scenario}, traced", strict=True)
+        counts: Counter[tuple[str, str]] = Counter()
+        for line in log.read_text(errors="replace").splitlines():
+            thread, _, rest = line.partition(" ")
+            call = rest.strip().partition("(")[0]
+            if call in CALLS:
+                counts[thread, call] += 1
+        most: dict[str, int] = {}
+        for (_, call), count in counts.items():
+            most[call] = max(most.get(call, 0), count)
+        return [(call, number) for call, count in most.items() for number in range(1, count + 1)]
+
     def _step(
-        self, world: World, mount: Mount, rng: random.Random, pair: tuple[str, str], number: int
-    ) -> bool:
-        """Whether something was injected. The image can be had afterwards, and is right."""
-        scenario, call = pair
+        self, world: World, mount: Mount, rng: random.Random, scenario: str, step: tuple[str, int]
+    ) -> None:
+        """The image can be had afterwards, and is right."""
+        call, number = step
         what = CALLS[call] if CALLS[call] and rng.random() < 0.5 else KILL
         inject = f"{call}:{what}:when={number}"
         [image] = world.images(rng, 1, 1_000, 2 * MIB)
         stage = Stage(world, mount, image)
-        name = f"{scenario}, {inject}"
-        if scenario == "start":
-            injected = self._start(stage, call, inject)
-        elif scenario == "resume":
-            injected = self._resume(stage, call, inject)
-        else:
-            injected = self._inside(stage, scenario, call, inject)
-        if injected:
+        log = self._do(stage, scenario, inject, _injected)
+        if _injected(log):
             world.figures.fault()
-        self._mend(stage, name)
-        return injected
+        self._mend(stage, f"{scenario}, {inject}", strict=what == KILL and scenario != "start")
 
-    def _inside(self, stage: Stage, scenario: str, call: str, inject: str) -> bool:
+    def _do(self, stage: Stage, scenario: str, inject: str, enough: Callable[[Path], bool]) -> Path:
+        """The scenario under strace; its log."""
+        log = stage.mount.home / f"strace-{time.monotonic_ns()}"
+        if scenario == "start":
+            self._start(stage, log, inject, enough)
+        elif scenario == "resume":
+            self._resume(stage, log, inject, enough)
+        else:
+            self._inside(stage, log, scenario, inject)
+        return log
+
+    def _inside(self, stage: Stage, log: Path, scenario: str, inject: str) -> None:
         action, cached = SCENARIOS[scenario]
         if cached:
             stage.mount.fetch(stage.image.name)
-        with self._traced(stage, stage.mount.worker(), call, inject) as log, _answers():
+        with self._traced(stage.mount.worker(), log, inject), _answers():
             action(stage)
             stage.world.figures.operation()
-        return _injected(log)
 
-    def _resume(self, stage: Stage, call: str, inject: str) -> bool:
+    def _resume(self, stage: Stage, log: Path, inject: str, enough: Callable[[Path], bool]) -> None:
         """A worker is killed in the middle of a fetch, and the next one has it injected."""
         mount = stage.mount
         worker, supervisor = mount.worker(), mount.supervisor()
         with contextlib.suppress(FileExistsError):
             mount.touch(f"queue/{stage.image.name}")
-        with self._traced(stage, supervisor, call, inject) as log:
+        with self._traced(supervisor, log, inject):
             kill(worker)
-            until(lambda: _injected(log), 3)
-        return _injected(log)
+            until(lambda: enough(log), 2.5)
 
-    def _start(self, stage: Stage, call: str, inject: str) -> bool:
+    def _start(self, stage: Stage, log: Path, inject: str, enough: Callable[[Path], bool]) -> None:
         mount = stage.mount
         with contextlib.suppress(HangError):
             mount.stop()
-        log = mount.home / f"strace-{time.monotonic_ns()}"
-        mount.start(prefix=_strace(log, call, inject), wait=False)
-        until(lambda: _injected(log) or mount.answers(), 8)
-        injected = _injected(log)
+        mount.start(prefix=_strace(log, inject), wait=False)
+        until(lambda: enough(log) or mount.answers(), 8)
         mount.destroy()
-        return injected
 
-    def _mend(self, stage: Stage, what: str) -> None:
-        """As good as before, whatever was done: the image is fetched where it is not there."""
+    def _mend(self, stage: Stage, what: str, *, strict: bool) -> None:
+        """As good as before, whatever was done: the image is fetched where it is not there. An
+        error at its start may end a mount, and so may a kill of its supervisor, which is traced,
+        too; where *strict*, nothing else may."""
         mount, image, figures = stage.mount, stage.image, stage.world.figures
         if mount.process is not None and mount.process.poll() is not None:
-            if stage.world.combo.transport == "relay" and "start" not in what:
+            if strict and mount.process.returncode != -signal.SIGKILL:
                 figures.error(f"{what}: the mount has ended: {mount.tail()}")
             mount.process = None
             mount.destroy()
@@ -198,26 +220,23 @@ class Steps:
             mount.remove(f"cached/{image.name}")
 
     @contextmanager
-    def _traced(self, stage: Stage, pid: int, call: str, inject: str) -> Iterator[Path]:
-        log = stage.mount.home / f"strace-{time.monotonic_ns()}"
+    def _traced(self, pid: int, log: Path, inject: str) -> Iterator[None]:
         process = subprocess.Popen(
-            [*_strace(log, call, inject), "-p", str(pid)],
+            [*_strace(log, inject), "-p", str(pid)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         try:
-            until(lambda: _tracer(pid) or process.poll() is not None, 3, 0.01)
+            until(lambda: _is_traced(pid) or process.poll() is not None, 3, 0.01)
             time.sleep(0.05)
-            yield log
+            yield
         finally:
             process.terminate()
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
-            if process.stderr is not None:
-                process.stderr.close()
 
 
 @contextmanager
@@ -227,8 +246,11 @@ def _answers() -> Iterator[None]:
         yield
 
 
-def _strace(log: Path, call: str, inject: str) -> list[str]:
-    return ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={inject}"]
+def _strace(log: Path, inject: str) -> list[str]:
+    words = ["strace", "-f", "-qq", "-o", str(log), "-s", "0"]
+    if inject:
+        return [*words, "-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]
+    return [*words, "-e", f"trace={','.join(CALLS)}"]
 
 
 def _injected(log: Path) -> bool:
@@ -238,7 +260,7 @@ def _injected(log: Path) -> bool:
     return False
 
 
-def _tracer(pid: int) -> bool:
+def _is_traced(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text()
+        return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
     return False
