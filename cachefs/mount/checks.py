@@ -107,8 +107,18 @@ def _check_source(source: str, mountpoint: Path) -> None:
     resolved = directory.resolve()
     try:
         same = resolved == mountpoint or directory.samefile(mountpoint)
+        is_directory = directory.is_dir()
+    except FileNotFoundError:
+        raise MountError(
+            f"the source directory {directory} does not exist: name the directory that the images "
+            "are in, or a URL"
+        ) from None
     except OSError:
-        return  # it is not there, which its own check says
+        return  # not ours to look at, which its own check says
+    if not is_directory:
+        raise MountError(
+            f"the source {directory} is not a directory: name the directory that the images are in"
+        )
     if same:
         raise MountError(
             f"{mountpoint} is both the source and the mountpoint: mount on another, empty directory"

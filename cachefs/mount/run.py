@@ -7,6 +7,7 @@ its own that may die, or be replaced by a newer one, while the mount stays."""
 import errno
 import functools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -26,10 +27,14 @@ from cachefs.mount.logs import log_file, log_to, more
 from cachefs.settings import Settings
 from cachefs.settings.document import to_document
 from cachefs.settings.running import new_mount_id
+from cachefs.settings.setting import DEFAULT
 from cachefs.supervise.background import in_background
 from cachefs.supervise.supervisor import Supervisor
 from cachefs.transport.base import TransportInfo
 from cachefs.transport.probe import UnavailableError, probe
+from cachefs.units import human_size
+
+log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> int:
@@ -46,7 +51,8 @@ def run(settings: Settings) -> int:
 
     try:
         layout = _layout(settings)
-        lock = _claim(layout.private_dir, settings.mountpoint)
+        lock = _claim(layout.private_dir)
+        _mark(lock, layout.base, settings.mountpoint)
         return _serve(settings, layout, lock, on_ready)
     finally:
         if not served:
@@ -63,6 +69,7 @@ def _serve(settings: Settings, layout: Layout, lock: int, on_ready: Callable[[],
             f"cannot write the log {settings.log_file}: {error.strerror}; name another with "
             "--log-file"
         ) from error
+    _check_limit(settings)
     try:
         info = probe(layout.base, settings.transport)
     except UnavailableError as error:
@@ -74,6 +81,22 @@ def _serve(settings: Settings, layout: Layout, lock: int, on_ready: Callable[[],
     in_background(functools.partial(_supervise, settings, info, lock))
     on_ready()
     return 0
+
+
+def _check_limit(settings: Settings) -> None:
+    """Say of a limit that someone gave and that means nothing, what limits instead."""
+    if settings.given[Settings.max_size.name].origin == DEFAULT or settings.max_size.percent:
+        return
+    disk = os.statvfs(settings.cache_dir)
+    total = disk.f_blocks * disk.f_frsize
+    if settings.max_size.size > total:
+        text = (
+            f"max-size {settings.max_size} is more than the filesystem of {settings.cache_dir} has "
+            f"({human_size(total)}): it is min-free ({settings.min_free}) that limits the cache"
+        )
+        log.info("%s", text)
+        if not settings.foreground:
+            sys.stderr.write(f"cachefs: warning: {text}\n")
 
 
 def _layout(settings: Settings) -> Layout:
@@ -128,27 +151,43 @@ def mount_options(settings: Settings) -> MountOptions:
     )
 
 
-def _claim(private: Path, mountpoint: Path) -> int:
+def _claim(private: Path) -> int:
     """The descriptor that makes this the only mount of the cache directory, until it and its copies
-    are closed. The file names the mountpoint: a worker that has lost its supervisor, and this lock
-    with it, is found by that."""
-    fd = open_lock(private / "daemon")
+    are closed."""
     try:
-        try:
-            own(fd)
-        except BlockingIOError:
-            raise _in_use(private.parent, _claimed_for(fd)) from None
-        if os.fstat(fd).st_nlink == 0:  # of a mount that failed, and has just cleaned up
-            raise MountError(f"{private.parent} has just been removed: try again")
+        fd = open_lock(private / "daemon")
+    except OSError as error:
+        raise _unusable(private.parent, error) from error
+    try:
+        own(fd)
+    except BlockingIOError:
         other = _claimed_for(fd)
-        if other is not None and _is_served_from(other, private.parent):
-            raise _in_use(private.parent, other)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, os.fsencode(mountpoint), 0)
-    except BaseException:
         os.close(fd)
-        raise
+        raise _in_use(private.parent, other) from None
+    if os.fstat(fd).st_nlink == 0:  # of a mount that failed, and has just cleaned up
+        os.close(fd)
+        raise MountError(f"the cache directory {private.parent} has just been removed: try again")
     return fd
+
+
+def _mark(lock: int, cache_dir: Path, mountpoint: Path) -> None:
+    """Name the mountpoint in the claimed file: a worker that has lost its supervisor, and the claim
+    with it, is found by that. Raises MountError where there is one."""
+    other = _claimed_for(lock)
+    if other is not None and _is_served_from(other, cache_dir):
+        raise _in_use(cache_dir, other)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, os.fsencode(mountpoint), 0)
+    except OSError as error:
+        raise _unusable(cache_dir, error) from error
+
+
+def _unusable(cache_dir: Path, error: OSError) -> MountError:
+    return MountError(
+        f"cannot write to the cache directory {cache_dir}: {error.strerror}; make room, or name "
+        "another with --cache-dir"
+    )
 
 
 def _claimed_for(fd: int) -> Path | None:

@@ -43,6 +43,8 @@ def load(
         if value is not None and value != ()
     }
     given["source"] = _source(Settings.source.kind.parse(source), given.get("source"))
+    if not mountpoint:
+        raise InvalidValueError("the mountpoint is empty: name a directory")
     given["mountpoint"] = Given(Settings.mountpoint.kind.parse(mountpoint), COMMAND_LINE)
     return Settings(given)
 
@@ -80,7 +82,9 @@ def read_file(path: Path) -> dict[str, Given]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidValueError(f"{path}: {error.strerror}") from error
+        raise InvalidValueError(
+            f"cannot read the configuration file {path}: {error.strerror}"
+        ) from error
     except UnicodeDecodeError as error:
         raise InvalidValueError(f"{path}: not UTF-8") from error
     except tomllib.TOMLDecodeError as error:

@@ -4,6 +4,7 @@ Owns pyfuse3's session. For a user who may not mount, or a kernel without passth
 mount outlives its worker here. Knows nothing of messages.
 """
 
+import functools
 import logging
 
 import pyfuse3
@@ -15,6 +16,7 @@ from cachefs.kernel.mounting import MountOptions
 
 from .base import TransportInfo
 from .exchange import MAX_BACKGROUND
+from .libfuse import explained
 from .notify import Notifier
 from .relay import TASKS, Gate, OpenGate, first_error
 
@@ -48,13 +50,11 @@ class PlainTransport:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """See :meth:`cachefs.transport.base.Transport.serve`. Mounts; where libfuse cannot, raises
-        :class:`OSError` (libfuse has written why to standard error)."""
+        :class:`~cachefs.errors.MountError` with its reason."""
         await self._gate.wait_turn()
         await self._gate.take_over({}, first=True)
-        try:
-            pyfuse3.init(operations, self._mountpoint, self._words())
-        except RuntimeError as error:
-            raise OSError(0, f"libfuse cannot mount: {error}") from error
+        begin = functools.partial(pyfuse3.init, operations, self._mountpoint, self._words())
+        explained(self._mountpoint, begin)
         self._begin_notifying()
         unmount = True
         answered = trio.Event()

@@ -128,6 +128,70 @@ def test_an_ordinary_user_operates_the_mount(mounted: User) -> None:
     )
 
 
+def refused(user: User, *options: str) -> str:
+    """The one line of a mount that fails, the same in the background and in the foreground."""
+    lines = set()
+    for foreground in ((), ("--foreground",)):
+        done = user.mount(*options, *foreground, check=False)
+        assert done.status == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("cachefs: ")
+        lines.add(line)
+    (line,) = lines
+    assert str(user.mountpoint) not in user.run("cat", "/proc/self/mountinfo").text
+    assert not list((user.home / ".cache").rglob("*")), "something is left behind"
+    return line
+
+
+def test_allow_other_without_user_allow_other_says_which_line_is_missing(user: User) -> None:
+    line = refused(user, "-o", "allow_other")
+    assert "allow_other" in line
+    assert "/etc/fuse.conf needs a line user_allow_other" in line
+
+
+def test_a_mountpoint_of_another_user_is_named(user: User) -> None:
+    os.chown(user.mountpoint, 0, 0)
+    line = refused(user)
+    assert f"no permission to write to the mountpoint {user.mountpoint}" in line
+    assert "of his own" in line
+
+
+def test_a_device_that_the_user_may_not_open_is_named(user: User) -> None:
+    (user.home / "fuse").chmod(0o600)
+    line = refused(user)
+    assert "no permission to open /dev/fuse" in line
+    assert "root" in line
+
+
+def test_without_fusermount3_a_user_is_told_what_to_install(user: User) -> None:
+    (user.home / "empty").write_text("")
+    helper = shutil.which("fusermount3")
+    assert helper is not None
+    user.as_root("mount", "--bind", str(user.home / "empty"), str(Path(helper).resolve()))
+    line = refused(user)
+    assert "fusermount3 is not installed" in line
+    assert "install" in line
+
+
+def test_a_transport_that_the_user_cannot_have_says_what_to_do(user: User) -> None:
+    line = refused(user, "--transport", "relay")
+    assert "the relay cannot run here" in line
+    assert "auto" in line
+
+
+def test_a_cache_directory_that_the_user_may_not_write_is_named(user: User) -> None:
+    line = refused(user, "--cache-dir", "/usr/share/cachefs")
+    assert "cannot make the cache directory /usr/share/cachefs: Permission denied" in line
+
+
+def test_a_users_own_mount_is_proven_to_be_served_by_their_processes(mounted: User) -> None:
+    before = mounted.run("cat", "mnt/control/status").text
+    done = mounted.run(*CACHEFS, "upgrade", "--mount", "mnt", check=False)
+    assert done.status == 2  # it is theirs, and plain
+    assert "--yes" in done.stderr
+    assert mounted.run("cat", "mnt/control/status").text == before
+
+
 def test_a_source_that_the_user_may_not_read_is_one_clear_line(user: User) -> None:
     os.chown(user.origin.directory, 0, 0)
     user.origin.directory.chmod(0o700)
