@@ -142,7 +142,7 @@ class ImageCache:
 
     def get_image_size(self, image_id: str) -> int:
         """The bytes of a cached image. Raises ImageNotFoundError."""
-        entry = self._store.quick.get(check_image_id(image_id))
+        entry = self._store.quick.get(image_id) if self.is_cached(image_id) else None
         if entry is None:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         return entry.size
@@ -245,7 +245,8 @@ class ImageCache:
 
         It cannot be evicted meanwhile. Raises ImageNotFoundError.
         """
-        image = self._store.quick.open_image(check_image_id(image_id))
+        self.is_cached(image_id)  # one that another program has put there has no record yet
+        image = self._store.quick.open_image(image_id)
         with os.fdopen(image.fd, "rb") as file:
             yield file
         self._store.quick.hit(image_id)

@@ -133,12 +133,12 @@ class Transaction:
         SourceError when fewer bytes were appended than promised, ImageBusyError when
         another process has taken the file away.
         """
+        self._check_length()
         size = self.size if self.size is not None else self._written
         if 0 < self._written < size:
             raise SourceError(
                 f"image {self.image_id!r} ended after {self._written} of {size} bytes"
             )
-        self._check_length()
         if self.size is None:
             os.ftruncate(self.fd, size)
         os.fsync(self.fd)
