@@ -281,20 +281,29 @@ class Store:
                 return other
             if not is_at(fd, path) or os.fstat(fd).st_size != entry.size:
                 raise _taken_away(path.name)
-            obstacle = what_stands_at(self._layout.image(entry.image_id))
+            target = self._layout.image(entry.image_id)
+            obstacle = what_stands_at(target)
             if obstacle is not None:
-                path.unlink()
-                self.fail(entry.image_id, CacheFSError(obstacle), source=entry.source)
-                return entry
-            entry = self._driver.put(entry, path)
+                return self._give_up(entry, path, obstacle)
+            recorded = self._driver.put(entry, path)
             share(fd)
             try:
-                path.rename(self._layout.image(entry.image_id))
-            except OSError:
+                path.rename(target)
+            except OSError as error:
                 self._driver.remove(entry.image_id)
+                if is_other_kind(error):  # an immutable file, say
+                    return self._give_up(entry, path, f"cannot be cached: {target}: {error}")
                 raise
+            entry = recorded
             self._forget_wanted(entry.image_id)
         sync_directory(self._layout.base)
+        return entry
+
+    def _give_up(self, entry: Entry, path: Path, why: str) -> Entry:
+        """Drop a verified file that cannot get its name."""
+        path.unlink()
+        self.fail(entry.image_id, CacheFSError(why), source=entry.source)
+        log.warning("image %r %s", entry.image_id, why)
         return entry
 
     def reject(self, path: Path, error: CacheFSError, source: str | None) -> None:
@@ -556,7 +565,11 @@ class Store:
         if found is not None and entry is None:
             when = found.st_mtime
             entry = Entry(image_id, found.st_size, last_accessed=when, last_modified=when)
-            return self._driver.put(entry, path)
+            try:
+                return self._driver.put(entry, path)
+            except PermissionError as why:  # immutable, and the xattr driver writes on it
+                log.warning("cannot adopt image %r: %s", image_id, why)
+                return None
         if found is not None and entry is not None and found.st_size != entry.size:
             error = CacheFSError(
                 f"the file has {found.st_size} bytes, its record says {entry.size}"

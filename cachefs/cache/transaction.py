@@ -165,7 +165,8 @@ class Transaction:
             try:
                 if is_at(self.fd, self.path):  # else it was taken away, and is another writer's now
                     self._remove_map()
-                    self.path.unlink()
+                    if not self._is_emptied():  # else it is, too
+                        self.path.unlink()
             finally:
                 self._close()
 
@@ -190,10 +191,13 @@ class Transaction:
     def _check_length(self) -> None:
         """Raise ImageBusyError where another program, a Glance say, has opened our file for writing
         and so emptied it: its length was the reservation."""
-        if os.fstat(self.fd).st_size < self._reserved:
+        if self._is_emptied():
             raise ImageBusyError(
                 f"image {self.image_id!r} was emptied by another program while it was written"
             )
+
+    def _is_emptied(self) -> bool:
+        return os.fstat(self.fd).st_size < self._reserved
 
     def _remove_map(self) -> None:
         if self.partial is not None:

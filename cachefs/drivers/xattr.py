@@ -120,7 +120,7 @@ class XattrDriver:
             entry = attributes.read_entry(image_id, path, found)
             if entry.inode == 0:
                 entry = replace(entry, inode=self._number(path)[0])
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # gone; or immutable, and so never a record's
             return None
         return None if self._removed.get(image_id) == entry.inode else entry
 
