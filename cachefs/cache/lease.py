@@ -23,13 +23,15 @@ ALIVE = 300.0
 
 def is_being_written(path: Path) -> bool:
     """Whether a process, this one too, is writing the file: it owns its lock, or has it open for
-    writing. False where there is no plain file."""
+    writing, or the file may not be looked into. False where there is no plain file."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
         return is_held(path) or has_writer(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:
+        return True  # another user's, who alone can tell
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # another kind of file since the look at it
             return False
