@@ -140,7 +140,7 @@ class Transaction:
                 f"image {self.image_id!r} ended after {self._written} of {size} bytes"
             )
         if self.size is None:
-            os.ftruncate(self.fd, size)
+            self._shorten(size)
         os.fsync(self.fd)
         now = self._owner.now()
         entry = Entry(
@@ -183,7 +183,7 @@ class Transaction:
         """Put the bytes under ``invalid/`` with *error* as the reason. After an OSError the
         transaction is still open."""
         if self.size is None:
-            os.ftruncate(self.fd, self._written)
+            self._shorten(self._written)
         self._owner.reject(self.path, error, source)
         self._remove_map()
         self._close()
@@ -195,6 +195,11 @@ class Transaction:
             raise ImageBusyError(
                 f"image {self.image_id!r} was emptied by another program while it was written"
             )
+
+    def _shorten(self, size: int) -> None:
+        """Give back what was reserved ahead."""
+        self._reserved = size
+        os.ftruncate(self.fd, size)
 
     def _is_emptied(self) -> bool:
         return os.fstat(self.fd).st_size < self._reserved
