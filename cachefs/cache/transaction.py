@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import own
 from cachefs.cache.partial import PartialMap, Version
-from cachefs.cache.trust import FLAGS, open_trusted, remove
+from cachefs.cache.trust import FLAGS, entered, open_trusted, remove
 from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
@@ -260,7 +260,10 @@ def open_incomplete(path: Path, map_path: Path, *, keep: bool = False) -> int:
     INVARIANT: a map never outlives the bytes it speaks of; it goes before they do."""
     while True:
         with contextlib.suppress(FileExistsError):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640)
+            with entered(path.parent.parent, path.parent) as within:
+                fd = os.open(
+                    path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640, dir_fd=within
+                )
             _own(fd, path)
             remove(map_path)  # of bytes that another program has removed
             return fd

@@ -1,5 +1,6 @@
 """A directory becomes a cache only when it may, and nothing in it is written through a link."""
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -173,3 +174,21 @@ def test_a_file_of_a_user_who_is_not_trusted_is_no_image_and_stays(place: Place)
     cache.cache_image_iter("theirs", [b"from the source"])
     assert theirs.read_bytes() == b"theirs"
     assert not cache.is_cached("theirs")
+
+
+@pytest.mark.parametrize("name", ["incomplete", ".cachefs/maps", ".cachefs/scratch", "queue"])
+def test_a_link_that_replaces_a_directory_later_is_not_followed(
+    place: Place, name: str, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    with place.opened() as store:
+        (place.path / name).rename(tmp_path / "moved")
+        (place.path / name).symlink_to(victim)
+        with contextlib.suppress(OSError):
+            store.begin("a", 5, Version(5, "v", None), beside=True).abort()
+        with contextlib.suppress(OSError):
+            store.enqueue("b")
+        with contextlib.suppress(OSError):
+            store.fail("c", OSError("no"))
+    assert tree(victim) == {}
