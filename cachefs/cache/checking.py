@@ -81,7 +81,11 @@ class Checker:
         when = found.st_mtime
         if entry is None:
             new = Entry(image_id, found.st_size, last_accessed=when, last_modified=when)
-            return self._driver.put(new, path)
+            try:
+                return self._driver.put(new, path)
+            except PermissionError as why:  # immutable, and the xattr driver writes on it
+                log.warning("cannot adopt image %r: %s", image_id, why)
+                return None
         now = file_id(found)
         if entry.file == now:
             return entry

@@ -6,6 +6,7 @@ is empty, has ``.cachefs/``, or is recognisably Glance's; any other only for a c
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import stat
@@ -15,6 +16,8 @@ from urllib.parse import quote
 from cachefs.cache.layout import Layout
 from cachefs.drivers.files import is_trusted
 from cachefs.errors import CacheDirectoryError
+
+log = logging.getLogger(__name__)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,6 +38,13 @@ def claim(layout: Layout, *, adopt: bool = False) -> None:
             " directory, or say --adopt to have its files taken for cached images"
         )
     owner = layout.base.stat()
+    if not is_trusted(owner.st_uid):
+        log.warning(
+            "%s belongs to user %d, whose files in it are no images: run cachefs as that user, or"
+            " give the directory with its files to root (chown -R)",
+            layout.base,
+            owner.st_uid,
+        )
     for directory in layout.directories:
         _check(directory, owner)
     # The private one first: what has anything else of ours has it, so a second process that starts

@@ -143,7 +143,7 @@ class ImageCache:
 
     def get_image_size(self, image_id: str) -> int:
         """The bytes of a cached image. Raises ImageNotFoundError."""
-        entry = self._store.get(check_image_id(image_id))
+        entry = self._store.get(image_id) if self.is_cached(image_id) else None
         if entry is None:
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         return entry.size

@@ -8,10 +8,12 @@ paths only: no index, no policy.
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from cachefs.cache.trust import FLAGS, entered
 
 
 class Layout:
@@ -108,14 +110,20 @@ class Layout:
         """A new file that gets the name *path* when the block ends; where it raises, nothing
         happens. Nothing is made durable."""
         # Not named by the process's number: containers that share the directory share numbers.
-        fd, name = tempfile.mkstemp(dir=self.scratch_dir)
-        scratch = Path(name)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                yield file
-            scratch.rename(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        name = secrets.token_hex(8)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
+        with (
+            entered(self.base, self.scratch_dir) as scratch,
+            entered(self.base, path.parent) as target,
+        ):
+            fd = os.open(name, flags, 0o600, dir_fd=scratch)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    yield file
+                os.rename(name, path.name, src_dir_fd=scratch, dst_dir_fd=target)
+            except BaseException:
+                os.unlink(name, dir_fd=scratch)
+                raise
 
 
 def sync_directory(path: Path) -> None:

@@ -23,13 +23,16 @@ ALIVE = 300.0
 
 def is_being_written(path: Path) -> bool:
     """Whether a process, this one too, is writing the file: it owns its lock, or has it open for
-    writing. False where there is no plain file, and where the writer is a ghost."""
+    writing, or the file may not be looked into. False where there is no plain file, and where the
+    writer is a ghost."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
         return (is_held(path) or has_writer(path)) and not is_left(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:
+        return True  # another user's, who alone can tell
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # another kind of file since the look at it
             return False

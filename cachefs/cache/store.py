@@ -377,24 +377,33 @@ class Store:
                 return other
             if not is_at(fd, path) or os.fstat(fd).st_size != entry.size:
                 raise _taken_away(path.name)
-            obstacle = what_stands_at(self._layout.image(entry.image_id))
+            target = self._layout.image(entry.image_id)
+            obstacle = what_stands_at(target)
             if obstacle is not None:
-                path.unlink()
-                self.fail(entry.image_id, CacheFSError(obstacle), source=entry.source)
-                return entry
+                return self._give_up(entry, path, obstacle)
             wished = entry.image_id in self._pins
-            entry = self._driver.put(replace(entry, pinned=True) if wished else entry, path)
+            recorded = self._driver.put(replace(entry, pinned=True) if wished else entry, path)
             share(fd)
             try:
-                path.rename(self._layout.image(entry.image_id))
-            except OSError:
+                path.rename(target)
+            except OSError as error:
                 self._driver.remove(entry.image_id)
+                if is_other_kind(error):  # an immutable file, say
+                    return self._give_up(entry, path, f"cannot be cached: {target}: {error}")
                 raise
+            entry = recorded
             self._forget_wanted(entry.image_id)
         sync_directory(self._layout.base)
         if wished:
             with self._lock:
                 self._apply_pins()
+        return entry
+
+    def _give_up(self, entry: Entry, path: Path, why: str) -> Entry:
+        """Drop a verified file that cannot get its name."""
+        path.unlink()
+        self.fail(entry.image_id, CacheFSError(why), source=entry.source)
+        log.warning("image %r %s", entry.image_id, why)
         return entry
 
     def reject(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import own
 from cachefs.cache.partial import PartialMap, Version
-from cachefs.cache.trust import FLAGS, open_trusted, remove
+from cachefs.cache.trust import FLAGS, entered, open_trusted, remove
 from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
@@ -138,14 +138,14 @@ class Transaction:
         SourceError when fewer bytes were appended than promised, ImageBusyError when
         another process has taken the file away.
         """
+        self._check_length()
         size = self.size if self.size is not None else self._written
         if 0 < self._written < size:
             raise SourceError(
                 f"image {self.image_id!r} ended after {self._written} of {size} bytes"
             )
-        self._check_length()
         if self.size is None:
-            os.ftruncate(self.fd, size)
+            self._shorten(size)
         now = self._owner.now()
         modified = now if modified is None else modified
         os.utime(self.fd, ns=(to_ns(now), to_ns(modified)))
@@ -172,7 +172,8 @@ class Transaction:
             try:
                 self._remove_map()
                 if is_at(self.fd, self.path):  # else it was taken away, and is another writer's now
-                    self.path.unlink()
+                    if not self._is_emptied():  # else it is another writer's, too
+                        self.path.unlink()
             finally:
                 self._close()
 
@@ -191,7 +192,7 @@ class Transaction:
         """Put the bytes under ``invalid/`` with *error* as the reason; *version* is the caller's
         name for them. After an OSError the transaction is still open."""
         if self.size is None:
-            os.ftruncate(self.fd, self._written)
+            self._shorten(self._written)
         self._owner.reject(self.path, error, source, version)
         self._remove_map()
         self._close()
@@ -199,10 +200,18 @@ class Transaction:
     def _check_length(self) -> None:
         """Raise ImageBusyError where another program, a Glance say, has opened our file for writing
         and so emptied it: its length was the reservation."""
-        if os.fstat(self.fd).st_size < self._reserved:
+        if self._is_emptied():
             raise ImageBusyError(
                 f"image {self.image_id!r} was emptied by another program while it was written"
             )
+
+    def _shorten(self, size: int) -> None:
+        """Give back what was reserved ahead."""
+        self._reserved = size
+        os.ftruncate(self.fd, size)
+
+    def _is_emptied(self) -> bool:
+        return os.fstat(self.fd).st_size < self._reserved
 
     def _remove_map(self) -> None:
         if self.partial is not None:
@@ -260,7 +269,10 @@ def open_incomplete(path: Path, map_path: Path, *, keep: bool = False) -> int:
     INVARIANT: a map never outlives the bytes it speaks of; it goes before they do."""
     while True:
         with contextlib.suppress(FileExistsError):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640)
+            with entered(path.parent.parent, path.parent) as within:
+                fd = os.open(
+                    path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640, dir_fd=within
+                )
             _own(fd, path)
             remove(map_path)  # of bytes that another program has removed
             return fd

@@ -5,11 +5,13 @@ it is a plain file of root or of the user who runs this process. Links are never
 nothing is waited for, as the writer of a FIFO would be. Knows no layout.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cachefs.drivers.files import is_trusted
@@ -21,12 +23,33 @@ FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 writing and reading: that waits for no FIFO, and shall wait while a lease is looked for."""
 
 
+@contextlib.contextmanager
+def entered(base: Path, directory: Path) -> Iterator[int]:
+    """A descriptor of *directory*, which is *base* or below it; no link below *base* is followed,
+    since its owner may put one there at any time. Raises OSError."""
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in directory.relative_to(base).parts:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def open_trusted(path: Path, flags: int, *, alone: bool = False, also: int | None = None) -> int:
     """Open the file *path*, as open(2); a new one is for its owner only. Raises PermissionError
     where it is not a plain file or not of a trusted user (nor of the user *also*); with *alone*
     also where it has another name elsewhere. *flags* do not have O_TRUNC: it would act before the
     check."""
-    fd = os.open(path, flags | FLAGS | (0 if flags & os.O_RDWR else os.O_NONBLOCK), 0o600)
+    how = flags | FLAGS | (0 if flags & os.O_RDWR else os.O_NONBLOCK)
+    base = _base_of(path)
+    if base is None:
+        fd = os.open(path, how, 0o600)
+    else:
+        with entered(base, path.parent) as within:
+            fd = os.open(path.name, how, 0o600, dir_fd=within)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -39,6 +62,14 @@ def open_trusted(path: Path, flags: int, *, alone: bool = False, also: int | Non
         os.close(fd)
         raise
     return fd
+
+
+def _base_of(path: Path) -> Path | None:
+    """The cache directory of a path in ``.cachefs/`` or in a directory of it; else None."""
+    for above in path.parents[:2]:
+        if above.name == ".cachefs":
+            return above.parent
+    return None
 
 
 def read_trusted(path: Path, limit: int) -> bytes:
@@ -66,9 +97,11 @@ def is_other_kind(error: OSError) -> bool:
     return error.errno in _OTHER_KINDS
 
 
-_OTHER_KINDS = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EPERM})
-"""A link, a directory, a FIFO without reader or a socket, a device without driver; and what
-:func:`open_trusted` says, and open(2) of an immutable file."""
+_OTHER_KINDS = frozenset(
+    {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EPERM}
+)
+"""A link, also to a directory, a directory, a FIFO without reader or a socket, a device without
+driver; and what :func:`open_trusted` says, and open(2) of an immutable file."""
 
 
 def what_stands_at(path: Path) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 from support.place import Place, content, fill, ids, put, read
 
 from cachefs import ImageCache
-from cachefs.errors import ChecksumError, ImageNotFoundError, InvalidImageIDError, InvalidValueError
+from cachefs.errors import ChecksumError, ImageNotFoundError, InvalidImageIDError
 
 METHODS = {
     "init_driver",
@@ -52,7 +52,7 @@ def trace(place: Place, image_id: str = "a") -> list[Path]:
 
 def test_exactly_the_methods_of_the_contract_are_public() -> None:
     public = {name for name in dir(ImageCache) if not name.startswith("_")}
-    assert public == METHODS | {"driver_name"}
+    assert public == METHODS | {"driver_name", "max_size", "stall_time"}
 
 
 # What there is
@@ -224,9 +224,29 @@ def test_a_checksum_of_another_algorithm_is_taken_with_its_name(cache: ImageCach
     assert cache.cache_image_iter("a", CHUNKS, f"sha256:{digest}")
 
 
-def test_a_checksum_that_is_none_is_refused_before_anything_is_read(cache: ImageCache) -> None:
-    with pytest.raises(InvalidValueError):
-        cache.get_caching_iter("a", "no checksum", CHUNKS)
+def test_a_checksum_that_is_none_raises_after_the_bytes(place: Place) -> None:
+    cache = place.cache()
+    chunks = iter(cache.get_caching_iter("a", "no checksum", CHUNKS))
+    passed = [next(chunks) for _ in CHUNKS]
+    with pytest.raises(ChecksumError, match="'no checksum'"):
+        next(chunks)
+    assert passed == CHUNKS
+    assert not cache.is_cached("a")
+    assert place.names("invalid") == ["a"]
+
+
+def test_a_missing_image_is_a_missing_file(cache: ImageCache) -> None:
+    with pytest.raises(FileNotFoundError), cache.open_for_read("a"):
+        pass
+    with pytest.raises(FileNotFoundError):
+        cache.get_image_size("a")
+
+
+def test_the_limits_can_be_read_and_written(cache: ImageCache) -> None:
+    fill(cache, "abc", 10)
+    cache.max_size, cache.stall_time = 20, 0.0
+    assert (cache.max_size, cache.stall_time) == (20, 0.0)
+    assert cache.prune() == (1, 10)
 
 
 def test_caching_a_cached_image_is_false_and_changes_nothing(cache: ImageCache) -> None:

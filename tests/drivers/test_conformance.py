@@ -9,6 +9,7 @@ import pytest
 from support.cache_dir import CacheDir
 
 from cachefs.drivers import Driver, Entry, Totals
+from cachefs.drivers.base import glance_record
 from cachefs.errors import DriverError
 
 MD5 = "0cc175b9c0f1b6a831c399e269772661"
@@ -217,6 +218,17 @@ def test_what_is_hit_during_an_iteration_moves_back(cache: CacheDir, driver: Dri
 def test_entries_come_by_id(cache: CacheDir, driver: Driver) -> None:
     publish(cache, driver, "b", "ä", "A", "a b")
     assert ids(driver.entries()) == ["A", "a b", "b", "ä"]
+
+
+def test_the_records_that_glance_knows_are_those_of_the_entries(
+    cache: CacheDir, driver: Driver
+) -> None:
+    publish(cache, driver, "b", "a")
+    cache.publish(driver, FULL)
+    cache.publish(driver, replace(FULL, image_id="md5", checksum=MD5))
+    records = driver.glance_records()
+    assert records == [glance_record(entry) for entry in driver.entries()]
+    assert [record[-1] for record in records] == [None, None, None, MD5]
 
 
 def test_a_listing_by_pages_survives_removals(cache: CacheDir, driver: Driver) -> None:

@@ -1,0 +1,245 @@
+"""A living Glance in the same directory: what it has open for writing is not abandoned, and its
+bytes and ours never mix.
+
+Glance writes as ``glance/image_cache/drivers`` does: ``open(incomplete/ID, "wb")``, no lock, then
+rename."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from support.place import Place, content, ids, put, read
+
+from cachefs.cache import Store, Version, lease
+from cachefs.errors import ImageBusyError, NoRoomError
+
+SIZE = 1000
+THEIRS = content("theirs", SIZE)
+OURS = content("ours", SIZE)
+VERSION = Version(SIZE, "v1", None)
+
+
+@contextmanager
+def glance(place: Place, image_id: str = "a", data: bytes = THEIRS[:100]) -> Iterator[BinaryIO]:
+    """Glance has begun to cache an image, and is alive; kept until the block ends."""
+    with (place.path / "incomplete" / image_id).open("wb") as file:
+        file.write(data)
+        file.flush()
+        yield file
+
+
+def finish(place: Place, file: BinaryIO, image_id: str = "a") -> None:
+    """Glance writes the rest and publishes."""
+    file.write(THEIRS[100:])
+    file.close()
+    (place.path / "incomplete" / image_id).rename(place.path / image_id)
+
+
+def write(store: Store, *, beside: bool, data: bytes = OURS) -> None:
+    with store.begin("a", SIZE, VERSION, beside=beside) as transaction:
+        transaction.write(data)
+        transaction.commit()
+
+
+@contextmanager
+def opened(place: Place, max_size: int = 10 * SIZE) -> Iterator[Store]:
+    with place.opened(max_size) as store:
+        yield store
+
+
+def test_a_living_writer_is_not_replaced(place: Place) -> None:
+    with opened(place) as store, glance(place) as file:
+        for version in (VERSION, None):
+            with pytest.raises(ImageBusyError):
+                store.begin("a", SIZE, version)
+        finish(place, file)
+        assert store.is_cached("a")
+    assert read(place.cache(), "a") == THEIRS
+
+
+def test_a_living_writer_survives_our_start(place: Place) -> None:
+    place.cache()
+    with glance(place) as file:
+        cache = place.cache()
+        assert not cache.queue_image("a")
+        finish(place, file)
+    assert read(cache, "a") == THEIRS
+
+
+def test_a_living_writer_survives_cleaning_however_slow(place: Place) -> None:
+    cache = place.cache()
+    with glance(place) as file:
+        os.utime(file.fileno(), (1, 1))
+        cache.clean(stall_time=0)
+        finish(place, file)
+    assert read(cache, "a") == THEIRS
+
+
+def test_a_living_writer_keeps_its_room(place: Place) -> None:
+    with opened(place, max_size=SIZE) as store, glance(place, data=THEIRS[: SIZE - 1]) as file:
+        with pytest.raises(NoRoomError):
+            store.begin("b", SIZE // 2)
+        assert Path(f"/proc/self/fd/{file.fileno()}").exists()
+        assert place.names("incomplete") == ["a"]
+
+
+def test_a_writer_that_is_gone_does_not_block_its_image(place: Place) -> None:
+    with opened(place) as store:
+        with glance(place):
+            pass
+        write(store, beside=False)
+    assert read(place.cache(), "a") == OURS
+
+
+def test_a_map_of_ours_does_not_make_another_programs_file_ours(place: Place) -> None:
+    """Taken over under our map, its holes would be published: by Glance, once it is done."""
+    with opened(place) as store:
+        store.begin("a", SIZE, VERSION).keep()
+        (place.path / "incomplete" / "a").unlink()
+        with glance(place) as file:
+            os.ftruncate(file.fileno(), SIZE)
+            with pytest.raises(ImageBusyError):
+                store.begin("a", SIZE, VERSION)
+            os.ftruncate(file.fileno(), 100)
+            finish(place, file)
+    assert read(place.cache(), "a") == THEIRS
+
+
+def test_beside_a_living_writer_an_image_can_be_written_and_published(place: Place) -> None:
+    with opened(place) as store, glance(place) as file:
+        write(store, beside=True)
+        assert (place.path / "a").read_bytes() == OURS
+        assert place.names("incomplete") == ["a"]
+        finish(place, file)
+    assert read(place.cache(), "a") == THEIRS  # it has published last, as it may
+    assert place.names(".cachefs/beside") == place.names(".cachefs/beside-maps") == []
+
+
+def test_of_two_writers_the_first_publication_stays(place: Place) -> None:
+    with (
+        opened(place) as store,
+        glance(place) as file,
+        store.begin("a", SIZE, VERSION, beside=True) as transaction,
+    ):
+        transaction.write(OURS)
+        finish(place, file)
+        assert transaction.commit().size == SIZE
+    cache = place.cache()
+    assert read(cache, "a") == THEIRS
+    assert place.names(".cachefs/beside") == place.names(".cachefs/beside-maps") == []
+
+
+def test_what_is_written_beside_counts_and_goes_when_its_writer_is_gone(place: Place) -> None:
+    with opened(place, max_size=3 * SIZE) as store, glance(place):
+        store.begin("a", SIZE, VERSION, beside=True).keep()
+        assert store.usage().reserved == SIZE + 100
+        store.begin("b", 2 * SIZE + 500).abort()  # which needs the room
+        assert place.names(".cachefs/beside") == []
+        store.begin("a", SIZE, VERSION, beside=True).keep()
+    with opened(place):
+        assert place.names(".cachefs/beside") == place.names(".cachefs/beside-maps") == []
+
+
+def test_a_writer_whose_file_was_emptied_publishes_nothing(place: Place) -> None:
+    """Glance looks whether the image is being cached, we begin, Glance opens our file: "wb"."""
+    with opened(place) as store, store.begin("a", SIZE, VERSION) as transaction:
+        transaction.write(OURS[:500])
+        with glance(place):
+            with pytest.raises(ImageBusyError):
+                transaction.write(OURS[500:])
+            with pytest.raises(ImageBusyError):
+                transaction.commit()
+        assert not store.is_cached("a")
+
+
+def test_a_library_writer_whose_file_was_emptied_passes_its_image_through(place: Place) -> None:
+    cache = place.cache()
+    tee = iter(cache.get_caching_iter("a", None, [OURS[:400], OURS[400:700], OURS[700:]]))
+    passed = [next(tee)]
+    with glance(place):
+        passed += tee
+    assert b"".join(passed) == OURS
+    assert not cache.is_cached("a")
+
+
+def test_without_leases_a_recent_write_is_the_sign_of_life(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.fcntl
+
+    def none(fd: int, what: int, *rest: object) -> object:
+        if what == fcntl.F_SETLEASE:
+            raise OSError(22, "Invalid argument")
+        return real(fd, what, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lease.fcntl, "fcntl", none)
+    with opened(place) as store:
+        with glance(place) as file:
+            with pytest.raises(ImageBusyError):
+                store.begin("a", SIZE)
+            os.utime(file.fileno(), (1, 1))
+        write(store, beside=False)
+    assert read(place.cache(), "a") == OURS
+
+
+def test_looking_for_a_writer_does_not_end_the_process_that_opens_the_file(place: Place) -> None:
+    """The signal that a lease is wanted back is SIGIO by default, which kills."""
+    code = """
+from cachefs.cache.lease import has_writer
+path = place.path / "incomplete/a"
+done = threading.Event()
+def look():
+    while not done.is_set():
+        has_writer(path)
+threads = [threading.Thread(target=look) for _ in range(4)]
+[each.start() for each in threads]
+for _ in range(300):
+    path.open("r+b").close()
+done.set()
+[each.join() for each in threads]
+print("alive")
+"""
+    put(place.cache(), "b", 1)
+    (place.path / "incomplete" / "a").write_bytes(b"x")
+    assert place.run(code) == (0, "alive\n")
+
+
+def test_glances_reason_of_a_failure_is_told(place: Place) -> None:
+    place.cache()
+    path = place.path / "invalid" / "a"
+    path.write_bytes(b"wrong")
+    os.setxattr(path, "user.error", b"Checksum verification\nfailed. \xff")
+    with opened(place) as store:
+        failure = store.failure("a")
+    assert failure is not None
+    assert failure.error == "Checksum verification failed. \N{REPLACEMENT CHARACTER}"
+
+
+def test_glances_probe_is_no_image(place: Place) -> None:
+    cache = place.cache()
+    (place.path / "checkme").write_bytes(b"XXX")
+    assert not cache.is_cached("checkme")
+    assert ids(place.cache()) == []
+    assert cache.cache_image_iter("checkme", [b"an image of that name"])
+    assert ids(cache) == ["checkme"]
+
+
+def test_hits_of_the_other_driver_are_taken_over_once(tmp_path: Path) -> None:
+    def hits(driver: str) -> dict[object, object]:
+        cache = Place(tmp_path / "cache", driver).cache()
+        return {each["image_id"]: each["hits"] for each in cache.get_cached_images()}
+
+    for driver, other in (("sqlite", "xattr"), ("xattr", "sqlite")):
+        cache = Place(tmp_path / "cache", driver).cache()
+        put(cache, f"of {driver}", 10)
+        put(cache, f"unread {driver}", 10)
+        read(cache, f"of {driver}")
+        read(cache, f"of {driver}")
+        before = hits(driver)
+        assert hits(other) == before
+        assert hits(other) == before
+        assert before[f"of {driver}"] == 2
