@@ -66,7 +66,7 @@ class Hits:
 
     def add(self, image_id: str) -> None:
         """Have a use of an image written with the next."""
-        self._add(image_id, _Pending(1, self._store.now()))
+        self._add(image_id, 1, self._store.now())
         self._counted.set()
 
     def shown(self, read: Callable[[], Entry | None], *, wait: bool) -> Entry | None:
@@ -115,14 +115,14 @@ class Hits:
 
     # Inside
 
-    def _add(self, image_id: str, more: _Pending) -> None:
+    def _add(self, image_id: str, count: int, when: float) -> None:
         with self._adding:
             pending = self._pending.get(image_id)
             if pending is None:
-                self._pending[image_id] = more
+                self._pending[image_id] = _Pending(count, when)
             else:
-                pending.count += more.count
-                pending.when = max(pending.when, more.when)
+                pending.count += count
+                pending.when = max(pending.when, when)
 
     def _write_at_once(self) -> bool:
         """Write some, in the event loop; False where the index is locked."""
@@ -144,7 +144,7 @@ class Hits:
             try:
                 hit(image_id, pending.when, pending.count)
             except IndexBusyError:
-                self._add(image_id, pending)
+                self._add(image_id, pending.count, pending.when)
                 raise
             except (CacheFSError, OSError) as error:
                 log.warning("could not count a hit of image %r: %s", image_id, error)
