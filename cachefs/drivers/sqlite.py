@@ -259,6 +259,7 @@ class SqliteDriver:
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
+        self._path = cache_dir / place.LINK
         self._opened: Connections | None = None
         self._renewing = threading.RLock()
         self._renewed = float("-inf")
@@ -459,10 +460,14 @@ class SqliteDriver:
             opened.close()
             self.reconcile()
 
+    def _find(self) -> Path:
+        """The database to be opened. Raises as :func:`cachefs.drivers.place.find`."""
+        return place.find(self._cache_dir)
+
     def _open(self) -> Connections:
-        path = self._cache_dir / place.LINK
+        path = self._path
         try:
-            path = place.find(self._cache_dir)
+            path = self._find()
             place.prepare(path, self._cache_dir)
             return Connections(path)
         except (DriverError, OSError) as error:
@@ -491,8 +496,9 @@ class SqliteDriver:
 
     def _replace(self, path: Path) -> tuple[Connections, Path | None]:
         """Made before the old one is touched: a full disk is no reason to lose an index."""
-        own = private_dir(self._cache_dir) / place.NAME
-        new = own.with_name(f"{place.NAME}.{os.getpid()}.{threading.get_ident()}")
+        private_dir(self._cache_dir)
+        own = self._path
+        new = own.with_name(f"{own.name}.{os.getpid()}.{threading.get_ident()}")
         aside = None
         try:
             place.prepare(new, self._cache_dir)
@@ -504,8 +510,7 @@ class SqliteDriver:
         finally:
             for each in (new, *place.side_files(new)):
                 each.unlink(missing_ok=True)
-        path = place.find(self._cache_dir)
-        return Connections(path), aside
+        return Connections(self._find()), aside
 
     def _next(self, position: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return self._asked(lambda index: index.row(LRU_NEXT, position))
