@@ -25,7 +25,13 @@ from cachefs.drivers.base import Entry, Totals, file_id, size_in
 from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.private import private_dir
-from cachefs.errors import CacheFSError, DriverError, IndexBusyError, IndexLostError
+from cachefs.errors import (
+    CacheFSError,
+    DriverError,
+    IndexBusyError,
+    IndexLostError,
+    NoRoomError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +141,9 @@ UNTIDY_BYTES = 4 * 2**20
 RENEWAL = 5.0
 """Seconds in which a database is made anew but once: where that does not help, none is put where
 the last one failed."""
+
+ANEW = "%s: it is %s, and made anew from the files; hits, pins and checksums may be lost"
+"""The one warning."""
 
 PAGE = 500
 """Rows that a listing reads at a time."""
@@ -287,7 +296,16 @@ class SqliteDriver:
         # The directory is read outside the transaction, so that other processes' hits need not wait
         # for it. What differs is looked at again inside: a Glance beside us takes no lock of ours.
         files = {image_id: file_id(found) for image_id, found in scan_images(self._cache_dir)}
-        return self._asked(lambda index: self._bring_together(index, dict(files)))
+        try:
+            return self._asked(lambda index: self._bring_together(index, dict(files)))
+        except NoRoomError as error:
+            with self._renewing:
+                opened = self._connections()
+                if opened.path == self._scratch:
+                    raise
+                self._opened = self._make_temporary(error)
+                opened.close()
+            return self._asked(lambda index: self._bring_together(index, dict(files)))
 
     def _bring_together(self, index: Index, files: dict[str, str]) -> tuple[int, int]:
         dropped = 0
@@ -470,7 +488,7 @@ class SqliteDriver:
             path = self._find()
             place.prepare(path, self._cache_dir)
             return Connections(path)
-        except (DriverError, OSError) as error:
+        except (CacheFSError, OSError) as error:
             return self._make_anew(path, error)
 
     def _make_anew(self, path: Path, why: Exception) -> Connections:
@@ -484,14 +502,15 @@ class SqliteDriver:
             done = f"set aside as {aside}" if aside is not None else "gone"
         except (CacheFSError, OSError) as trouble:
             log.debug("no index can be made in %s: %s", self._cache_dir, trouble)
-            self._scratch = self._scratch or place.scratch()
-            place.prepare(self._scratch, self._scratch.parent)
-            connections, done = Connections(self._scratch), "left as it is, ours will not last"
-        log.warning(
-            "%s: it is %s, and made anew from the files; hits, pins and checksums may be lost",
-            why,
-            done,
-        )
+            return self._make_temporary(why)
+        log.warning(ANEW, why, done)
+        return connections
+
+    def _make_temporary(self, why: Exception) -> Connections:
+        self._scratch = self._scratch or place.scratch()
+        place.prepare(self._scratch, self._scratch.parent)
+        connections = Connections(self._scratch)
+        log.warning(ANEW, why, f"left as it is, until this process ends {self._scratch} is used")
         return connections
 
     def _replace(self, path: Path) -> tuple[Connections, Path | None]:
