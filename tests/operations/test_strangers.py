@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from support.fake_source import FakeSource
 from support.strangers import FLOCK, PATIENCE, READ_TRANSACTION, WRITE_LOCK, another_holds
 
@@ -62,6 +63,18 @@ async def test_all_is_answered_while_another_process_holds_the_directorys_lock(
             assert await worker.ask.getxattr("images/a", "user.cachefs.hits") == b"1"
             assert (await worker.ask.statfs()).f_files == 1
             assert int(await worker.ask.cat("control/size")) == len(SMALL)
+
+
+async def test_many_who_wait_for_the_directorys_lock_keep_nobody_from_the_status(
+    served: Served,
+) -> None:
+    async with served(images={"a": SMALL}) as worker, trio.open_nursery() as nursery:
+        with another_holds(worker.layout.lock_file, FLOCK):
+            for number in range(50):
+                nursery.start_soon(worker.ask.touch, f"control/queue/{number}")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert (await worker.record("status"))["images"] == 1
+            assert await worker.ask.cat("images/a") == SMALL
 
 
 @every_driver
