@@ -5,11 +5,12 @@ the file is the image that the index speaks of. Decides nothing, and takes no ot
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cachefs.cache.layout import Layout
 from cachefs.cache.lock import free, open_shared, share
 from cachefs.drivers import Driver, Entry, QuickDriver, file_id
+from cachefs.drivers.base import size_and_mtime_in
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.EAGAIN, errno.EPERM, errno.ENXIO})
 """Errnos of an open that finds no image: no file, a symbolic link, an evictor that holds it, what
@@ -23,6 +24,10 @@ class OpenImage:
 
     entry: Entry
     fd: int
+    _found: tuple[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_found", size_and_mtime_in(self.entry.file))
 
     def rest(self) -> None:
         """Let it be evicted, but keep the file open."""
@@ -34,11 +39,14 @@ class OpenImage:
             share(self.fd)
         except BlockingIOError:
             return False
-        return _is_image(self.fd, self.entry)
+        status = os.fstat(self.fd)
+        return status.st_nlink > 0 and (status.st_size, status.st_mtime_ns) == self._found
 
     def is_unchanged(self) -> bool:
-        """Whether the file is what the record speaks of still, by its inode."""
-        return file_id(os.fstat(self.fd)) == self.entry.file
+        """Whether the file is what the record speaks of still, by its inode. Asked at every open,
+        so by numbers: what is open stays the file of its inode number."""
+        status = os.fstat(self.fd)
+        return (status.st_size, status.st_mtime_ns) == self._found
 
     def close(self) -> None:
         """Let the image go."""

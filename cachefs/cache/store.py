@@ -704,7 +704,11 @@ class Store:
         check_removable(path)  # or it could not be put back: the xattr driver writes to the file
         for listener in self._evicting:
             listener(entry)
-        self._driver.remove(entry.image_id)
+        try:
+            self._driver.remove(entry.image_id)
+        except NoRoomError:  # the disk is full, and this image's room is what is wanted
+            path.unlink(missing_ok=True)
+            self._driver.remove(entry.image_id)
         try:
             path.unlink(missing_ok=True)
         except OSError:

@@ -7,6 +7,7 @@ the system call returns; they run in threads."""
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVarTuple, Unpack
 
 import trio
 
@@ -16,6 +17,13 @@ from cachefs.vfs.nodes import Attributes, Caller, Node, OpenFile
 
 MAX_VALUE = 4096
 """Bytes of a value: one page, as for a sysfs attribute. A write of less than a page is whole."""
+
+MAX_CHANGES = 16
+"""Changes that are made, or wait to be, at once."""
+
+_CHANGES: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("changes")
+
+Arguments = TypeVarTuple("Arguments")
 
 MAX_LINE = 4096
 """Bytes of a line; no ID is nearly as long."""
@@ -102,7 +110,7 @@ class OpenText(OpenFile):
             raise NotPermittedError(f"{self._declared.name} is read-only")
         if offset + len(data) > MAX_VALUE:
             raise InvalidValueError(f"{self._declared.name}: over {MAX_VALUE} bytes")
-        await trio.to_thread.run_sync(self._declared.store, self._operator, decode(data).strip())
+        await act(self._declared.store, self._operator, decode(data).strip())
         return len(data)
 
 
@@ -125,12 +133,23 @@ class OpenLines(OpenText):
         for line in lines:
             self._lines.check(line)
         self._rest = rest
-        await trio.to_thread.run_sync(self._store, lines)
+        await act(self._store, lines)
         return len(data)
 
     def _store(self, lines: list[str]) -> None:
         for line in lines:
             self._lines.store(self._operator, line)
+
+
+async def act(change: Callable[[Unpack[Arguments]], object], *arguments: *Arguments) -> None:
+    """Call what changes something, in a thread. It may wait for the directory's lock for long, so
+    such threads are limited by themselves: what only shows something goes on."""
+    try:
+        limiter = _CHANGES.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(MAX_CHANGES)
+        _CHANGES.set(limiter)
+    await trio.to_thread.run_sync(change, *arguments, limiter=limiter)
 
 
 def decode(data: bytes) -> str:

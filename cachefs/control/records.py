@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from cachefs.cache import QuickStore, Waiting
-from cachefs.control.files import decode
+from cachefs.control.files import act, decode
 from cachefs.control.operator import Operator
 from cachefs.drivers import Entry
 from cachefs.errors import (
@@ -111,14 +111,14 @@ class RecordDirectory(Directory):
         image_id = check_image_id(name)
         if self.declared.create is None:
             raise NotPermittedError(f"nothing can be made in {self.declared.name}/")
-        await trio.to_thread.run_sync(self.declared.create, self.operator, image_id)
+        await act(self.declared.create, self.operator, image_id)
         return self._looked_up(image_id), OpenRecord(self, image_id)
 
     async def unlink(self, name: bytes) -> None:
         image_id = check_image_id(name)
         if self.declared.remove is None:
             raise NotPermittedError(f"nothing can be removed from {self.declared.name}/")
-        await trio.to_thread.run_sync(self.declared.remove, self.operator, image_id)
+        await act(self.declared.remove, self.operator, image_id)
 
     def _looked_up(self, image_id: str) -> Node:
         node = self.node(image_id)
@@ -176,9 +176,7 @@ class OpenRecord(OpenFile):
         if text and declared.store is None:
             raise InvalidValueError("this record takes no text; touch is enough")
         if text and declared.store is not None:
-            await trio.to_thread.run_sync(
-                declared.store, self._directory.operator, self._image_id, text
-            )
+            await act(declared.store, self._directory.operator, self._image_id, text)
         return len(data)
 
 

@@ -50,6 +50,16 @@ def size_in(file: str) -> int:
     return int(size) if len(size) < 20 and size.isascii() and size.isdigit() else -1
 
 
+def size_and_mtime_in(file: str | None) -> tuple[int, int]:
+    """The size in bytes and the mtime in nanoseconds that a file had by its :func:`file_id`; (-1,
+    -1) in one that makes no sense."""
+    size, _, rest = (file or "").partition(":")
+    try:
+        return int(size), int(rest.partition(":")[2])
+    except ValueError:
+        return -1, -1
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """How many images the index holds, and the sum of their sizes in bytes."""

@@ -25,7 +25,13 @@ from cachefs.drivers.base import Entry, GlanceRecord, Totals, file_id, size_in
 from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
 from cachefs.drivers.private import private_dir
-from cachefs.errors import CacheFSError, DriverError, IndexBusyError, IndexLostError
+from cachefs.errors import (
+    CacheFSError,
+    DriverError,
+    IndexBusyError,
+    IndexLostError,
+    NoRoomError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +146,9 @@ UNTIDY_BYTES = 4 * 2**20
 RENEWAL = 5.0
 """Seconds in which a database is made anew but once: where that does not help, none is put where
 the last one failed."""
+
+ANEW = "%s: it is %s, and made anew from the files; hits, pins and checksums may be lost"
+"""The one warning."""
 
 PAGE = 500
 """Rows that a listing reads at a time."""
@@ -264,6 +273,7 @@ class SqliteDriver:
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
+        self._path = cache_dir / place.LINK
         self._opened: Connections | None = None
         self._renewing = threading.RLock()
         self._renewed = float("-inf")
@@ -291,7 +301,16 @@ class SqliteDriver:
         # The directory is read outside the transaction, so that other processes' hits need not wait
         # for it. What differs is looked at again inside: a Glance beside us takes no lock of ours.
         files = {image_id: file_id(found) for image_id, found in scan_images(self._cache_dir)}
-        return self._asked(lambda index: self._bring_together(index, dict(files)))
+        try:
+            return self._asked(lambda index: self._bring_together(index, dict(files)))
+        except NoRoomError as error:
+            with self._renewing:
+                opened = self._connections()
+                if opened.path == self._scratch:
+                    raise
+                self._opened = self._make_temporary(error)
+                opened.close()
+            return self._asked(lambda index: self._bring_together(index, dict(files)))
 
     def _bring_together(self, index: Index, files: dict[str, str]) -> tuple[int, int]:
         dropped = 0
@@ -469,13 +488,17 @@ class SqliteDriver:
             opened.close()
             self.reconcile()
 
+    def _find(self) -> Path:
+        """The database to be opened. Raises as :func:`cachefs.drivers.place.find`."""
+        return place.find(self._cache_dir)
+
     def _open(self) -> Connections:
-        path = self._cache_dir / place.LINK
+        path = self._path
         try:
-            path = place.find(self._cache_dir)
+            path = self._find()
             place.prepare(path, self._cache_dir)
             return Connections(path)
-        except (DriverError, OSError) as error:
+        except (CacheFSError, OSError) as error:
             return self._make_anew(path, error)
 
     def _make_anew(self, path: Path, why: Exception) -> Connections:
@@ -489,20 +512,22 @@ class SqliteDriver:
             done = f"set aside as {aside}" if aside is not None else "gone"
         except (CacheFSError, OSError) as trouble:
             log.debug("no index can be made in %s: %s", self._cache_dir, trouble)
-            self._scratch = self._scratch or place.scratch()
-            place.prepare(self._scratch, self._scratch.parent)
-            connections, done = Connections(self._scratch), "left as it is, ours will not last"
-        log.warning(
-            "%s: it is %s, and made anew from the files; hits, pins and checksums may be lost",
-            why,
-            done,
-        )
+            return self._make_temporary(why)
+        log.warning(ANEW, why, done)
+        return connections
+
+    def _make_temporary(self, why: Exception) -> Connections:
+        self._scratch = self._scratch or place.scratch()
+        place.prepare(self._scratch, self._scratch.parent)
+        connections = Connections(self._scratch)
+        log.warning(ANEW, why, f"left as it is, until this process ends {self._scratch} is used")
         return connections
 
     def _replace(self, path: Path) -> tuple[Connections, Path | None]:
         """Made before the old one is touched: a full disk is no reason to lose an index."""
-        own = private_dir(self._cache_dir) / place.NAME
-        new = own.with_name(f"{place.NAME}.{os.getpid()}.{threading.get_ident()}")
+        private_dir(self._cache_dir)
+        own = self._path
+        new = own.with_name(f"{own.name}.{os.getpid()}.{threading.get_ident()}")
         aside = None
         try:
             place.prepare(new, self._cache_dir)
@@ -514,8 +539,7 @@ class SqliteDriver:
         finally:
             for each in (new, *place.side_files(new)):
                 each.unlink(missing_ok=True)
-        path = place.find(self._cache_dir)
-        return Connections(path), aside
+        return Connections(self._find()), aside
 
     def _next(self, position: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return self._asked(lambda index: index.row(LRU_NEXT, position))

@@ -3,12 +3,14 @@
 Writing one costs the index a transaction, for which neither the reader that opens need wait nor the
 next one: after a write the next waits for :data:`PAUSE`, and those of the same image are one. The
 event loop writes, and never waits for a lock in the index: where that is locked, or its log too
-long because another program reads, hits stay here, and are tried again with growing pauses. What
+long because another program reads, or the disk full, hits stay here, and are tried again with
+growing pauses. What
 shows a record shows those that wait, too (:meth:`Hits.shown`), so that a reader finds its own open
 counted. A worker that is killed loses those of its last moment."""
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +18,7 @@ import trio
 
 from cachefs.cache import QuickStore
 from cachefs.drivers import Entry
-from cachefs.errors import CacheFSError, IndexBusyError
+from cachefs.errors import CacheFSError, IndexBusyError, NoRoomError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ MAX_PAUSE = 1.0
 TIDY_PAUSE = 0.2
 """Seconds between two tries to shorten the index's log, which another program's reader may keep
 from that."""
+
+COMPLAIN_EVERY = 60.0
+"""Seconds between two lines in the log about hits that are lost."""
 
 AT_ONCE = 64
 """Hits that are written in one go; the rest waits for another turn of the event loop."""
@@ -56,6 +61,7 @@ class Hits:
         self._adding = threading.Lock()  # never held while anything is written
         self._writing = threading.Lock()
         self._counted = trio.Event()
+        self._complained = float("-inf")
         self.total = 0
         store.gather_hits(self.add)
 
@@ -66,7 +72,7 @@ class Hits:
 
     def add(self, image_id: str) -> None:
         """Have a use of an image written with the next."""
-        self._add(image_id, _Pending(1, self._store.now()))
+        self._add(image_id, 1, self._store.now())
         self._counted.set()
 
     def closed(self, image_id: str) -> None:
@@ -120,14 +126,14 @@ class Hits:
 
     # Inside
 
-    def _add(self, image_id: str, more: _Pending) -> None:
+    def _add(self, image_id: str, count: int, when: float) -> None:
         with self._adding:
             pending = self._pending.get(image_id)
             if pending is None:
-                self._pending[image_id] = more
+                self._pending[image_id] = _Pending(count, when)
             else:
-                pending.count += more.count
-                pending.when = max(pending.when, more.when)
+                pending.count += count
+                pending.when = max(pending.when, when)
 
     def _write_at_once(self) -> bool:
         """Write some, in the event loop; False where the index is locked."""
@@ -148,11 +154,18 @@ class Hits:
                 pending = self._pending.pop(image_id)
             try:
                 hit(image_id, pending.when, pending.count)
-            except IndexBusyError:
-                self._add(image_id, pending)
-                raise
+            except (IndexBusyError, NoRoomError) as error:
+                self._add(image_id, pending.count, pending.when)
+                raise IndexBusyError(str(error)) from error
             except (CacheFSError, OSError) as error:
-                log.warning("could not count a hit of image %r: %s", image_id, error)
+                self._complain(image_id, error)
+
+    def _complain(self, image_id: str, error: Exception) -> None:
+        """Say that hits are lost, and not again for a while: there may be thousands a second."""
+        now = time.monotonic()
+        if now - self._complained >= COMPLAIN_EVERY:
+            self._complained = now
+            log.warning("could not count a hit of image %r: %s", image_id, error)
 
     def _write_last(self) -> None:
         try:
