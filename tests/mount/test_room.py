@@ -12,6 +12,8 @@ from support.cachefs_mount import NGINX, Mounted
 from support.disturb import KILLED, kill_worker
 from support.processes import failure, wait_for
 
+from cachefs import ImageCache
+
 from .conftest import MakeMount
 
 SIZE = 1_000_000
@@ -41,9 +43,9 @@ def new(mount: Mounted, count: int) -> list[str]:
     return [mount.origin.new(SIZE)[0] for _ in range(count)]
 
 
-def bytes_on_disk(mount: Mounted) -> int:
-    """What files of images have, each counted once whatever names it has, and whichever process
-    alone knows of it."""
+def bytes_on_disk(mount: Mounted, worker: int) -> int:
+    """What files of images have, each counted once whatever names it has, and if it has none but is
+    open."""
     sizes: dict[int, int] = {}
     with (mount.cache_dir / ".cachefs" / "lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -55,13 +57,13 @@ def bytes_on_disk(mount: Mounted) -> int:
                     continue
                 if path.is_file() and not path.name.startswith("cache.db") and not path.suffix:
                     sizes[status.st_ino] = status.st_size
-        sizes.update(unlinked(mount))
+        sizes.update(unlinked(mount, worker))
     return sum(sizes.values())
 
 
-def unlinked(mount: Mounted) -> Iterator[tuple[int, int]]:
+def unlinked(mount: Mounted, worker: int) -> Iterator[tuple[int, int]]:
     """Inode and size of what the worker has open in the cache directory, and has no name."""
-    for link in os.scandir(f"/proc/{mount.worker()}/fd"):
+    for link in os.scandir(f"/proc/{worker}/fd"):
         try:
             status, target = os.stat(link.path), os.readlink(link.path)
         except FileNotFoundError:
@@ -75,10 +77,11 @@ def sampled(mount: Mounted) -> Iterator[list[int]]:
     """What is on the disk, over and over while the block runs."""
     seen: list[int] = []
     done = threading.Event()
+    worker = mount.worker()
 
     def watch() -> None:
         while not done.wait(0.02):
-            seen.append(bytes_on_disk(mount))
+            seen.append(bytes_on_disk(mount, worker))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -181,14 +184,8 @@ def test_an_image_cached_by_another_process_is_pinned_if_it_was_to_be(
     make_mount: MakeMount,
 ) -> None:
     mount = make_mount(options=["--on-miss", "enoent"])
+    mount.expect("not found")
     mount.touch("pinned/made-elsewhere")
     mount.wait_listed("invalid", "made-elsewhere")
-    code = (
-        "import sys, cachefs; cachefs.ImageCache(sys.argv[1]).cache_image_iter(sys.argv[2], [b'x'])"
-    )
-    mount.run(mount.program[0].replace("cachefs", "python"), "-c", code, *place(mount))
+    assert ImageCache(mount.cache_dir).cache_image_iter("made-elsewhere", [b"data"])
     assert mount.record("cached/made-elsewhere")["pinned"] is True
-
-
-def place(mount: Mounted) -> tuple[str, str]:
-    return str(mount.cache_dir), "made-elsewhere"
