@@ -63,9 +63,14 @@ class Usage:
     over_disk: int
 
     @property
+    def taken(self) -> int:
+        """All that counts against the limit."""
+        return self.cached + self.reserved + self.rejected + self.held
+
+    @property
     def free(self) -> int:
         """What an image may still take without anything being evicted."""
-        return max(0, self.limit - self.cached - self.reserved - self.rejected - self.held)
+        return max(0, self.limit - self.taken)
 
     @property
     def over(self) -> int:

@@ -103,7 +103,8 @@ def test_rm_of_open_images_gives_no_room_until_they_are_closed(small: Mounted) -
             small.wait_listed("cached", name)
             small.remove(f"cached/{name}")
         assert small.status()["held"] == 3 * SIZE
-        assert small.status()["size"] == 0
+        assert small.status()["cached"] == 0
+        assert small.status()["size"] == int(small.show("size")) == 3 * SIZE
         assert failure(os.open, small.image(names[3]), os.O_RDONLY) == "ENOSPC"
         files[0].seek(0)
         assert len(files[0].read()) == SIZE
