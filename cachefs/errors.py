@@ -56,7 +56,7 @@ class NoRoomError(CacheFSError):
     errno = errno.ENOSPC
 
 
-class TooLargeError(NoRoomError):
+class ImageTooLargeError(NoRoomError):
     """The image is larger than the whole cache may be: waiting for room is of no use."""
 
 

@@ -22,9 +22,6 @@ from cachefs.units import Amount
 
 NOTHING = Amount(size=0)
 
-_NAMED = 3
-"""Images that a list of them names at most."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -139,44 +136,16 @@ class Capacity:
                 yield Candidate(self._layout.invalid(name), status.st_size, _on_disk(status))
         for entry in self._driver.lru():
             path = self._layout.image(entry.image_id)
-            if entry.image_id != spare and not self._is_open(entry, held):
+            if entry.image_id != spare and not is_open(path, held):
                 yield Candidate(path, entry.size, _disk_of(path), entry)
 
-    def holders(self, usage: Usage) -> str:
-        """What keeps the room that *usage* tells of from being given back, in words. Looks at every
-        image: for an error's text."""
-        held = held_files(self._layout)
-        pinned = {entry.image_id: entry.size for entry in self._driver.pinned()}
-        opened = {
-            entry.image_id: entry.size for entry in self._driver.lru() if self._is_open(entry, held)
-        }
-        parts = [
-            _listed("open", opened),
-            _listed("pinned", pinned),
-            usage.reserved and f"{usage.reserved} bytes are reserved for images being fetched",
-            usage.rejected and f"{usage.rejected} bytes are in invalid/",
-            usage.held and f"{usage.held} bytes are of removed images that are open still",
-        ]
-        if usage.over_limit <= 0 < usage.over_disk:
-            parts.append("the rest is used by others, or kept free for them by min_free")
-        return "; ".join(part for part in parts if part) or "nothing that is open or pinned"
 
-    def _is_open(self, entry: Entry, held: Container[int]) -> bool:
-        path = self._layout.image(entry.image_id)
-        try:
-            return path.lstat().st_ino in held or is_held(path)
-        except FileNotFoundError:
-            return False
-
-
-def _listed(what: str, images: dict[str, int]) -> str:
-    """Images that are *what*: how many bytes they have, and some of their names."""
-    if not images:
-        return ""
-    names = [repr(image_id) for image_id in list(images)[:_NAMED]]
-    if len(images) > _NAMED:
-        names.append(f"and {len(images) - _NAMED} more")
-    return f"{sum(images.values())} bytes are {what} ({', '.join(names)})"
+def is_open(path: Path, held: Container[int]) -> bool:
+    """Whether any process has the file open, or it is one of the inodes that are *held*."""
+    try:
+        return path.lstat().st_ino in held or is_held(path)
+    except FileNotFoundError:
+        return False
 
 
 def _on_disk(status: os.stat_result) -> int:

@@ -24,6 +24,7 @@ from cachefs.cache.partial import Version
 from cachefs.cache.pins import Pins
 from cachefs.cache.queue import Failure, Failures, Queue
 from cachefs.cache.quick import QuickStore
+from cachefs.cache.shortage import describe_shortage
 from cachefs.cache.transaction import (
     Transaction,
     abandoned_map,
@@ -38,8 +39,8 @@ from cachefs.errors import (
     ImageBusyError,
     ImageExistsError,
     ImageNotFoundError,
+    ImageTooLargeError,
     NoRoomError,
-    TooLargeError,
 )
 from cachefs.image import check_image_id
 
@@ -447,7 +448,9 @@ class Store:
         if not usage.over:
             return
         if size > usage.limit:
-            raise TooLargeError(f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}")
+            raise ImageTooLargeError(
+                f"image {image_id!r} needs {size} bytes, max_size is {usage.limit}"
+            )
         short = usage
         for candidate in self._capacity.candidates(spare=image_id):
             short = short.without(candidate)
@@ -458,15 +461,7 @@ class Store:
             short = self._capacity.usage(self._limits, wanted)
             if short.over_limit <= 0:  # what the disk gets back it may take a while to tell
                 return
-        raise NoRoomError(
-            f"no room for image {image_id!r}, which needs {wanted} bytes more: {short.over} bytes"
-            f" are lacking, {self._what_limits(short)}, and {self._capacity.holders(usage)}"
-        )
-
-    def _what_limits(self, usage: Usage) -> str:
-        if usage.over_limit >= usage.over_disk:
-            return f"max_size is {usage.limit}"
-        return f"min_free is {self._limits.min_free}"
+        raise NoRoomError(describe_shortage(self._layout, self._driver, image_id, size, short))
 
     def _apply_pins(self) -> None:
         """Pin what was to be pinned and is cached by now, by a writer that is gone or that knows

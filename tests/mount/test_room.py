@@ -13,6 +13,7 @@ from support.disturb import KILLED, kill_worker
 from support.processes import failure, wait_for
 
 from cachefs import ImageCache
+from cachefs.units import human_size
 
 from .conftest import MakeMount
 
@@ -126,9 +127,10 @@ def test_an_error_for_want_of_room_names_what_has_it(small: Mounted) -> None:
         small.remove(f"cached/{gone}")
         assert failure(os.open, small.image(other), os.O_RDONLY) == "ENOSPC"
         lines = [line for line in small.new_lines() if f"no room for image '{other}'" in line]
-    assert f"{SIZE} bytes are open ('{opened}')" in lines[0]
-    assert f"{SIZE} bytes are pinned ('{kept}')" in lines[0]
-    assert f"{SIZE} bytes are of removed images that are open still" in lines[0]
+    size = human_size(SIZE)
+    assert f"open '{opened}' ({size})" in lines[0]
+    assert f"pinned '{kept}' ({size})" in lines[0]
+    assert f"images removed and open still ({size})" in lines[0]
 
 
 @relay
