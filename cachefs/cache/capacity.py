@@ -61,9 +61,14 @@ class Usage:
     over_disk: int
 
     @property
+    def taken(self) -> int:
+        """All that counts against the limit."""
+        return self.cached + self.reserved + self.rejected + self.held
+
+    @property
     def free(self) -> int:
         """What an image may still take without anything being evicted."""
-        return max(0, self.limit - self.cached - self.reserved - self.rejected - self.held)
+        return max(0, self.limit - self.taken)
 
     @property
     def over(self) -> int:
@@ -133,19 +138,20 @@ class Capacity:
                 yield Candidate(self._layout.invalid(name), status.st_size, _on_disk(status))
         for entry in self._driver.lru():
             path = self._layout.image(entry.image_id)
-            if entry.image_id != spare and not self._is_open(entry, held):
+            if entry.image_id != spare and not is_open(path, held):
                 yield Candidate(path, entry.size, _disk_of(path), entry)
 
     def _partial(self) -> Iterator[tuple[str, os.stat_result]]:
         yield from files_in(self._layout.incomplete_dir)
         yield from files_in(self._layout.beside_dir)
 
-    def _is_open(self, entry: Entry, held: Container[int]) -> bool:
-        path = self._layout.image(entry.image_id)
-        try:
-            return path.lstat().st_ino in held or is_held(path)
-        except FileNotFoundError:
-            return False
+
+def is_open(path: Path, held: Container[int]) -> bool:
+    """Whether any process has the file open, or it is one of the inodes that are *held*."""
+    try:
+        return path.lstat().st_ino in held or is_held(path)
+    except FileNotFoundError:
+        return False
 
 
 def _on_disk(status: os.stat_result) -> int:

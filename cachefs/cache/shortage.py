@@ -2,13 +2,10 @@
 
 The caller holds the directory's lock."""
 
-from pathlib import Path
-
-from cachefs.cache.capacity import Usage
+from cachefs.cache.capacity import Usage, is_open
 from cachefs.cache.held import held_files
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lease import is_being_written
-from cachefs.cache.lock import is_held
 from cachefs.drivers import Driver
 from cachefs.units import human_size
 
@@ -49,14 +46,7 @@ def _holders(layout: Layout, driver: Driver, image_id: str) -> list[tuple[int, s
     found += [
         (entry.size, "open", entry.image_id)
         for entry in driver.lru()
-        if _inode(layout.image(entry.image_id)) in held or is_held(layout.image(entry.image_id))
+        if is_open(layout.image(entry.image_id), held)
     ]
     found += [(entry.size, "pinned", entry.image_id) for entry in driver.pinned()]
     return found
-
-
-def _inode(path: Path) -> int:
-    try:
-        return path.lstat().st_ino
-    except FileNotFoundError:
-        return 0

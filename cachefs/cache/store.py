@@ -515,12 +515,15 @@ class Store:
 
     def pin_when_cached(self, image_id: str) -> bool:
         """Pin an image, at once where it is cached, else when it is: durable, and true of whichever
-        process caches it. True where it is pinned now."""
+        process caches it. Till then it is queued, also while it is being written: a reader that
+        leaves does not end its fetch. True where it is pinned now."""
         check_image_id(image_id)
         with self._lock:  # so that nobody publishes it meanwhile
-            if self._driver.set_pinned(image_id, True):
+            if self._checker.mend(image_id) is not None and self._driver.set_pinned(image_id, True):
                 return True
             self._pins.add(image_id)
+            self._failures.discard(image_id)
+            self._queue.add(image_id)
             return False
 
     def unpin(self, image_id: str) -> None:

@@ -171,9 +171,9 @@ class Transaction:
         if self._open:
             try:
                 self._remove_map()
-                if is_at(self.fd, self.path):  # else it was taken away, and is another writer's now
-                    if not self._is_emptied():  # else it is another writer's, too
-                        self.path.unlink()
+                # Taken away or emptied, it is another writer's now.
+                if is_at(self.fd, self.path) and not self._is_emptied():
+                    self.path.unlink()
             finally:
                 self._close()
 

@@ -4,6 +4,7 @@ Owns their names and what their errnos mean to a user. Whatever it does is one o
 write, unlink and listing a directory.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -93,14 +94,13 @@ class Control:
             return state
         raise ImageNotFoundError(f"{image_id} is neither cached nor queued")
 
-    def pin(self, image_id: str) -> None:
-        """Pin a cached image, or leave it pinned; ImageNotFoundError when it is not cached."""
-        try:
+    def pin(self, image_id: str) -> bool:
+        """Pin an image, or leave it pinned. False where it is not cached yet: then it is queued,
+        and pinned when it is."""
+        with contextlib.suppress(FileExistsError):
             self._touch(f"pinned/{image_id}")
-        except FileExistsError:
-            return
-        except FileNotFoundError as error:
-            raise ImageNotFoundError(f"{image_id} is not cached, so not pinned") from error
+        coming = (self._root / place / image_id for place in ("queue", "incomplete"))
+        return not any(path.exists() for path in coming)
 
     def unpin(self, image_id: str) -> None:
         """Unpin an image; ImageNotFoundError when it is not pinned."""

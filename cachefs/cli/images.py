@@ -78,11 +78,12 @@ def rm(control: Control, image_ids: tuple[str, ...]) -> None:
 @with_ids
 @with_control
 def pin(control: Control, image_ids: tuple[str, ...]) -> None:
-    """Keep cached images from ever being evicted."""
+    """Keep images from ever being evicted; those that are not cached are queued first."""
 
     def act(image_id: str) -> str:
-        control.pin(image_id)
-        return f"{image_id} is pinned"
+        if control.pin(image_id):
+            return f"{image_id} is pinned"
+        return f"{image_id} is queued, and pinned once it is cached"
 
     _finish(bool(_each(image_ids, act)))
 

@@ -65,7 +65,7 @@ def _summary(document: Record) -> Iterator[tuple[str, str]]:
     def shown(name: str) -> str:
         return str(document.get(name, "?"))
 
-    yield "images", f"{shown('images')}, {_size(document.get('size'))}"
+    yield "images", f"{shown('images')}, {_size(document.get('cached', document.get('size')))}"
     yield "max size", _size(document.get("max_size")) + _share(document)
     yield "min free", _size(document.get("min_free"))
     yield "hits", f"{shown('hits')}, misses {shown('misses')}, evictions {shown('evictions')}"

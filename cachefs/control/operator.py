@@ -221,7 +221,9 @@ class Operator:
     def pin(self, image_id: str) -> None:
         """Pin an image; one that is not cached is queued, and pinned when it is."""
         if not self._store.pin_when_cached(image_id):
-            self.enqueue_unless_there(image_id)
+            with contextlib.suppress(ImageExistsError):  # it is under way, and in the queue too now
+                self._fetcher.image_wanted(image_id)
+            self._fetcher.wake()
 
     def unpin(self, image_id: str) -> None:
         """Unpin an image. Raises ImageNotFoundError where it is not pinned, and will not be."""
@@ -264,8 +266,8 @@ class Operator:
         return self._settings.current.shown()
 
     def size(self) -> int:
-        """Bytes cached."""
-        return self._store.totals().size
+        """Bytes that count against ``max_size``."""
+        return self._store.usage().taken
 
     def status(self) -> dict[str, object]:
         """The document of ``control/status``; sizes in bytes. Waits for no lock on the cache
@@ -273,11 +275,13 @@ class Operator:
         under_way = self._fetcher.under_way()
         totals, usage = self._store.totals(), self._store.usage()
         return {
-            "size": totals.size,
+            "size": usage.taken,
             "max_size": usage.limit,
             "min_free": str(self._settings.current.min_free),
+            "cached": usage.cached,
             "reserved": usage.reserved,
             "index_size": self._store.index_bytes(),
+            "rejected": usage.rejected,
             "held": usage.held,
             "images": totals.images,
             "hits": self._hits.total,

@@ -110,7 +110,7 @@ TABLE: tuple[Declaration, ...] = (
     *(_setting(each) for each in Settings.all() if each.control),
     Text(
         "size",
-        "Bytes cached.",
+        "Bytes that count against `max_size`: cached, incomplete, invalid, removed and open still.",
         show=lambda operator: f"{operator.size()}\n",
     ),
     Text(

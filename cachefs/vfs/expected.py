@@ -16,6 +16,9 @@ KEPT_SECONDS = 1.0
 """For how long a refused name is remembered, and what its look-up finds is kept: longer than a
 reader takes from one system call's step to the next, also on a busy machine."""
 
+MOST_KEPT = 256
+"""What is kept at once; one more, and what is kept longest is released. Each is a descriptor."""
+
 
 class Expected:
     """Names of which an open is expected, and what is kept for them."""
@@ -37,10 +40,12 @@ class Expected:
         return self._names.get(image_id, 0.0) > trio.current_time() if self._names else False
 
     def keep(self, release: Callable[[], None]) -> None:
-        """Call *release* after a moment."""
+        """Call *release* after a moment, or when too much is kept."""
         until = trio.current_time() + KEPT_SECONDS
         heapq.heappush(self._kept, (until, next(self._numbers), release))
         self._filled.set()
+        while len(self._kept) > MOST_KEPT:
+            heapq.heappop(self._kept)[2]()
 
     def close(self) -> None:
         """Keep nothing any more."""

@@ -77,7 +77,7 @@ class Hits:
 
     def closed(self, image_id: str) -> None:
         """An image has been closed for the last time: a use of it, and no hit."""
-        self._add(image_id, _Pending(0, self._store.now()))
+        self._add(image_id, 0, self._store.now())
         self._counted.set()
 
     def shown(self, read: Callable[[], Entry | None], *, wait: bool) -> Entry | None:

@@ -271,14 +271,15 @@ class ImageFiles:
         file.held = True  # a link too many to look for harms nothing
         return file
 
-    def open_held(self, inode: int) -> ImageFile | None:
-        """The held file of an image that has lost its name, or None where none is held."""
+    def open_held(self, inode: int, image_id: str = "") -> ImageFile | None:
+        """The held file of an image that has lost its name, or has another number as a cached one;
+        None where none is held. *image_id* is "" where nobody knows it any more."""
         fd = self._held.open(inode)
         if fd is None:
             return None
         status = os.fstat(fd)
         entry = Entry(
-            "",
+            image_id,
             status.st_size,
             last_modified=status.st_mtime,
             inode=split(inode)[1],

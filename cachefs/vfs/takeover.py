@@ -95,7 +95,7 @@ class Takeover:
             if not self._held.is_published(inode, image.image_id):
                 return None
             self._images.note(image, inode, complete=True)
-        return self._images.open_held(inode)
+        return self._images.open_held(inode, image.image_id)
 
 
 def _image(members: dict[str, Any]) -> SourceImage:

@@ -100,9 +100,11 @@ def test_pin_keeps_rm_off_and_unpin_lets_it(mount: Mounted) -> None:
     mount.cli("rm", name)
 
 
-def test_pin_of_what_is_not_cached_fails(mount: Mounted) -> None:
-    done = mount.cli("pin", "unknown", check=False)
-    assert (done.status, done.stderr) == (1, "cachefs: unknown is not cached, so not pinned\n")
+def test_pin_of_what_is_not_cached_queues_it(mount: Mounted) -> None:
+    name, _ = mount.origin.new()
+    assert mount.cli("pin", name).text.startswith(f"{name} is ")
+    mount.wait_listed("cached", name)
+    assert mount.record(f"cached/{name}")["pinned"] is True
 
 
 def test_prune_says_what_it_evicted(mount: Mounted) -> None:

@@ -155,10 +155,15 @@ def test_pinning_twice_changes_nothing(mount: Mounted) -> None:
     assert name in mount.listed("pinned")
 
 
-def test_pinning_what_is_not_cached_is_ENOENT(mount: Mounted) -> None:
+def test_pinning_what_is_not_cached_queues_it_and_pins_it_then(mount: Mounted) -> None:
     name, _ = mount.origin.new()
-    path = mount.control / "pinned" / name
-    assert failure(os.open, path, os.O_WRONLY | os.O_CREAT) == "ENOENT"
+    mount.touch(f"pinned/{name}")
+    assert name in mount.listed("pinned")
+    mount.wait_listed("cached", name)
+    assert mount.record(f"pinned/{name}")["pinned"] is True
+    assert failure(os.unlink, mount.control / "cached" / name) == "EBUSY"
+    mount.remove(f"pinned/{name}")
+    mount.remove(f"cached/{name}")
 
 
 @pytest.mark.parametrize(

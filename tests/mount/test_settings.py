@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.cachefs_mount import Mounted
 from support.disturb import KILLED, kill_worker
+from support.processes import is_alive, run, wait_for
 
 from cachefs.settings import Settings
 
@@ -51,6 +52,25 @@ def test_what_is_written_holds_over_an_upgrade(make_mount: MakeMount) -> None:
     assert mount.worker() != old
     assert shown(mount) == RUNTIME
     assert mount.status()["max_size"] == 3 * 2**30
+
+
+def test_what_is_written_holds_over_the_supervisors_death(make_mount: MakeMount) -> None:
+    mount = make_mount()
+    change(mount)
+    mount.expect("the supervisor is gone")
+    worker, supervisor = mount.worker(), mount.process
+    assert supervisor is not None
+    supervisor.kill()
+    supervisor.wait(10)
+    mount.process = None
+    wait_for(lambda: "the supervisor is gone" in mount.log.read_text(), "the worker to see it")
+    assert mount.worker() == worker
+    assert shown(mount) == RUNTIME
+    assert mount.status()["max_size"] == 3 * 2**30
+    mount.write("max_size", "4G")
+    assert mount.status()["max_size"] == 4 * 2**30
+    run("umount", str(mount.mountpoint))
+    wait_for(lambda: not is_alive(worker), "the worker to end")
 
 
 def test_a_new_mount_forgets_what_was_written_and_says_so(make_mount: MakeMount) -> None:

@@ -264,7 +264,7 @@ async def test_status_has_its_documented_keys(served: Served) -> None:
         status = await worker.record("status")
         assert status.keys() >= {
             *("size", "max_size", "min_free", "images", "hits", "misses", "evictions"),
-            *("queued", "fetching", "invalid", "sources", "transport", "worker"),
+            *("queued", "fetching", "invalid", "held", "sources", "transport", "worker"),
         }
         assert (status["images"], status["size"]) == (1, len(SMALL))
         assert status["transport"] == {"mode": "plain", "passthrough": False, "why": "no kernel"}
@@ -301,9 +301,14 @@ async def test_config_hides_secrets(served: Served) -> None:
         assert b"hunter2" not in shown
 
 
-async def test_size_is_the_bytes_cached(served: Served) -> None:
+async def test_size_is_the_bytes_that_count_against_the_limit(served: Served) -> None:
     async with served(images={"a": bytes(1000), "b": bytes(234)}) as worker:
         assert await worker.ask.cat("control/size") == b"1234\n"
+        handle = await worker.ask.open("images/a")
+        await worker.ask.unlink("control/cached/a")
+        assert await worker.ask.cat("control/size") == b"1234\n"
+        await worker.ask.release(handle)
+        assert await worker.ask.cat("control/size") == b"234\n"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -6,13 +6,15 @@ done. The next one is told what the kernel has open.
 
 import errno
 import os
+from collections.abc import Callable
 
 import pytest
 from support.fake_source import FakeSource
 from support.requests import Handle
 
 from cachefs.errors import ImageNotFoundError
-from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE
+from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE, NodeKind, join
 
 from .conftest import DATA, MIB, Served, every_driver, refused
 
@@ -227,6 +229,50 @@ async def test_the_first_worker_of_a_mount_holds_nothing_of_an_earlier_mount(
         assert worker.held == []
         with refused(errno.EIO):
             await worker.ask.read(Handle(handle.inode, handle.number, False, True))
+
+
+@pytest.mark.parametrize("kind", [NodeKind.LAZY, NodeKind.CACHED])
+async def test_what_is_lost_while_it_is_open_is_an_error_and_never_stale_to_its_readers(
+    served: Served, kind: NodeKind
+) -> None:
+    inode = join(kind, 12345)
+    lost = Handle(inode, inode, False, True)
+    async with served(first=False, open_nodes={inode: 1}) as worker:
+        with refused(errno.EIO):
+            await worker.ask.getattr(inode)
+        with refused(errno.EIO):
+            await worker.ask.read(lost)
+        with refused(errno.ESTALE):  # upon which the kernel looks the name up
+            await worker.ask.open_inode(inode)
+        await worker.ask.release(lost)
+        assert worker.held == []
+
+
+async def test_a_cached_image_that_could_not_be_taken_up_is_opened_again_later(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(dies=True, images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+    handle.fd = None
+    monkeypatch.setattr(ImageFiles, "reopen", failing(OSError(errno.EMFILE, "no descriptors")))
+    async with served(first=False, open_nodes={handle.inode: 1}) as worker:
+        with refused(errno.EIO):
+            await worker.ask.read(handle)
+        again = await worker.ask.open("images/a")
+        assert again.inode == handle.inode
+        assert await worker.ask.read_all(again) == SMALL
+        assert await worker.ask.read_all(handle) == SMALL
+        await worker.ask.release(again)
+        await worker.ask.release(handle)
+        assert len(worker.filesystem.open_files) == 0
+        assert worker.held == []
+
+
+def failing(error: OSError) -> Callable[..., object]:
+    def fail(*_: object) -> object:
+        raise error
+
+    return fail
 
 
 async def test_a_fetch_that_an_earlier_worker_had_begun_for_nobody_goes_on(

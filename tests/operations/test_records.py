@@ -239,6 +239,18 @@ async def test_an_image_that_was_to_be_pinned_and_is_not_any_more_is_cached_with
         assert await worker.ask.listdir("control/pinned") == []
 
 
+async def test_an_image_being_read_is_fetched_to_its_end_once_it_is_to_be_pinned(
+    served: Served, held: FakeSource
+) -> None:
+    async with served(on_last_close="cancel") as worker:
+        handle = await worker.ask.open("images/img")
+        await worker.ask.touch("control/pinned/img")
+        await worker.ask.release(handle)
+        held.gate.set()
+        await worker.cached("img")
+        assert (await worker.record("cached/img"))["pinned"] is True
+
+
 async def test_an_image_to_be_pinned_that_cannot_be_had_says_so_in_pinned(served: Served) -> None:
     async with served() as worker:
         await worker.ask.touch("control/pinned/lacking")

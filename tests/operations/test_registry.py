@@ -1,14 +1,17 @@
 """After the last release nothing is left: no open file, no descriptor, no hold, no reservation."""
 
+import errno
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from support.fake_source import FakeSource
 
+from cachefs.cache import Held
 from cachefs.errors import ImageNotFoundError
+from cachefs.fuse.listings import LISTINGS
 
-from .conftest import DATA, Served, Worker, every_driver, every_mode, until
+from .conftest import DATA, Served, Worker, every_driver, every_mode, refused, until
 
 SMALL = b"small image"
 
@@ -31,6 +34,75 @@ async def nothing_is_left(worker: Worker) -> None:
     assert len(worker.ask.operations._listings) == 0
     assert worker.filesystem._images._lazy == {}
     assert worker.filesystem._images._lazy_by_id == {}
+
+
+@pytest.mark.parametrize("method", ["note", "keep_open"])
+async def test_an_open_that_fails_for_want_of_room_for_its_link_or_note_leaves_nothing(
+    served: Served, source: FakeSource, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Also where the error comes when half of it is done."""
+    really = getattr(Held, method)
+
+    def fail(held: Held, *arguments: object, **rest: object) -> None:
+        really(held, *arguments, **rest)
+        raise OSError(errno.ENOSPC, "no room")
+
+    async with served() as worker:
+        with monkeypatch.context() as patch:
+            patch.setattr(Held, method, fail)
+            with refused(errno.ENOSPC):
+                await worker.ask.open("images/img")
+        await worker.cached("img")
+        await nothing_is_left(worker)
+
+
+async def test_a_note_that_cannot_be_made_complete_ends_no_fetch(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served() as worker:
+        handle = await worker.ask.open("images/img")
+        monkeypatch.setattr(Held, "note", failing(OSError(errno.ENOSPC, "no room")))
+        held.gate.set()
+        await worker.cached("img")
+        assert await worker.ask.read_all(handle) == DATA
+        await worker.ask.release(handle)
+        await nothing_is_left(worker)
+
+
+async def test_an_eviction_that_cannot_hold_an_open_image_leaves_it_cached(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        monkeypatch.setattr(Held, "keep", failing(OSError(errno.EMLINK, "too many links")))
+        with refused(errno.EMLINK):
+            await worker.ask.unlink("control/cached/a")
+        assert await worker.ask.read_all(handle) == SMALL
+        await worker.ask.release(handle)
+        assert await worker.ask.cat("images/a") == SMALL
+        await nothing_is_left(worker)
+
+
+def failing(error: OSError) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+async def test_directories_that_are_never_closed_cost_nothing_or_little(served: Served) -> None:
+    async with served(images=dict.fromkeys("abc", SMALL)) as worker:
+        inode = (await worker.ask.lookup("control/cached")).st_ino
+        numbers = [await worker.ask.opendir(inode) for _ in range(2 * LISTINGS)]
+        listings = worker.ask.operations._listings
+        assert len(listings) == 0
+        worker.ask._room = 1
+        first = await worker.ask.readdir(numbers[0], 0)
+        for number in numbers:
+            await worker.ask.readdir(number, 0)
+        assert len(listings) == LISTINGS
+        rest = await worker.ask.readdir(numbers[0], first[0][1])  # forgotten by now
+        assert [first[0][0], rest[0][0]] == ["a", "b"]
 
 
 Use = Callable[[Worker, FakeSource], Awaitable[None]]

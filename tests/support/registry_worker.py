@@ -247,6 +247,10 @@ class Worker:
                 return self.store.usage(), self._measured()
 
         usage, measured = await trio.to_thread.run_sync(measure)
+        with trio.move_on_after(SETTLE):  # a fetch closes its file a moment after its end
+            while measured != usage.cached + usage.reserved + usage.rejected + usage.held:
+                await trio.sleep(0.002)
+                usage, measured = await trio.to_thread.run_sync(measure)
         registry = self.filesystem.open_files
         return {
             "opens": {str(grant.handle): grant.opens for grant in registry if grant.opens},

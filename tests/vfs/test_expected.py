@@ -1,0 +1,54 @@
+"""What is kept for an open that the kernel is about to try once more."""
+
+import trio
+import trio.testing
+
+from cachefs.vfs.expected import KEPT_SECONDS, MOST_KEPT, Expected
+
+
+async def test_a_name_is_expected_for_a_moment_after_its_refusal(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    expected = Expected()
+    assert not expected.expects("a")
+    expected.refused("a")
+    expected.refused(None)
+    assert expected.expects("a")
+    assert expected.expects(None)
+    assert not expected.expects("b")
+    await trio.sleep(KEPT_SECONDS)
+    assert not expected.expects("a")
+
+
+async def test_what_is_kept_is_released_after_a_moment_in_its_order(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    expected, released = Expected(), list[str]()
+    nursery.start_soon(expected.run)
+    expected.keep(lambda: released.append("first"))
+    await trio.sleep(KEPT_SECONDS / 2)
+    expected.keep(lambda: released.append("second"))
+    assert released == []
+    await trio.sleep(KEPT_SECONDS * 0.75)
+    assert released == ["first"]
+    assert not expected.idle
+    await trio.sleep(KEPT_SECONDS)
+    assert released == ["first", "second"]
+    assert expected.idle
+
+
+async def test_no_more_is_kept_than_a_process_has_descriptors_for() -> None:
+    expected, released = Expected(), list[int]()
+    for number in range(MOST_KEPT + 3):
+        expected.keep(lambda number=number: released.append(number))  # type: ignore[misc]
+    assert released == [0, 1, 2]
+
+
+async def test_all_is_released_at_the_end(nursery: trio.Nursery) -> None:
+    expected, released = Expected(), list[str]()
+    nursery.start_soon(expected.run)
+    expected.keep(lambda: released.append("kept"))
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.cancel_scope.cancel()
+    expected.close()
+    assert released == ["kept"]
