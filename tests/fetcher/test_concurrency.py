@@ -6,7 +6,7 @@ import threading
 import pytest
 import trio
 
-from cachefs.errors import ImageNotFoundError, SourceError
+from cachefs.errors import ImageNotFoundError, SourceError, without_traceback
 from cachefs.fetcher import concurrency
 from cachefs.fetcher.concurrency import Reports, gather
 

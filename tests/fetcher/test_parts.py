@@ -22,9 +22,9 @@ from cachefs.errors import (
     SourceUnreachableError,
 )
 from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, pauses
-from cachefs.sources import is_passing
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.traffic import BURST, Bandwidth, Precedence
+from cachefs.sources import is_passing
 
 
 class Clock:

@@ -219,7 +219,7 @@ class Worker:
             fetcher = self._fetcher
             return bool(
                 fetcher.under_way()
-                or fetcher._prefetching
+                or fetcher._prefetcher._fetching
                 or self.store.queued_ids()
                 or self._files.idle._files
             )
