@@ -92,8 +92,8 @@ class Fetcher:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await self._remember_rejected()
             await self._requeue_partial()
+            await self._remember_rejected()
             nursery.start_soon(self._probes.run)
             await self._prefetcher.run()
 
@@ -204,6 +204,7 @@ class Fetcher:
                 del self.flights[image_id]
         if entry is not None:
             log.info("cached %r: %d bytes, %s", image_id, entry.size, entry.checksum)
+            self._prefetcher.wanted(image_id)
         elif isinstance(flight.error, ImageExistsError):  # another process was faster
             self._store.quick.unqueue(image_id)
         elif flight.error is not None and not flight.cancelled:

@@ -59,7 +59,7 @@ class Prefetcher:
         self._woken.set()
 
     def wanted(self, image_id: str) -> None:
-        """The image has been asked for anew: it waits no longer."""
+        """The image has been asked for anew, or is cached: it waits no longer."""
         self._waits.forget(image_id)
 
     def source_is_back(self) -> None:
