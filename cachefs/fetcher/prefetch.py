@@ -68,9 +68,10 @@ class Prefetcher:
         self.wake()
 
     def room_changed(self) -> None:
-        """There may be room: what waits for it is tried now."""
-        self._waits.wake(WaitsFor.ROOM)
-        self.wake()
+        """There may be room: what waits for it is tried now. Called at every close of an image, so
+        the queue is not even looked at where nothing waits."""
+        if self._waits.wake(WaitsFor.ROOM):
+            self.wake()
 
     def waiting(self, image_id: str) -> Waiting | None:
         """What a queued image waits for; None where it is about to be tried. Those that have not
@@ -130,4 +131,4 @@ class Prefetcher:
             self._woken.set()
 
     def _why_resting(self) -> str:
-        return str(self._chain.members[0].breaker.health.error)
+        return self._chain.members[0].breaker.health.error or "the source is left alone"

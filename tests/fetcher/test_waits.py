@@ -90,8 +90,10 @@ def test_those_that_wait_for_what_is_there_are_due_at_once(waits: Waits, clock: 
         waits.put("a", DOWN)
     waits.put("b", NoRoomError("full"), 100)
     clock.now += LEAST_PAUSE
-    waits.wake(WaitsFor.SOURCE)
+    assert waits.wake(WaitsFor.SOURCE)
     assert waits.is_due("a")
+    assert not waits.wake(WaitsFor.SOURCE)
+    assert not waits.wake(WaitsFor.WRITER)
     assert (waits.wanted_room("a"), waits.wanted_room("b")) == (None, 100)
 
 
