@@ -91,9 +91,9 @@ class Fetcher:
         self.source.on_change(sources_changed)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await self._remember_rejected()  # before any reader comes
             task_status.started()
             await self._requeue_partial()
-            await self._remember_rejected()
             nursery.start_soon(self._probes.run)
             await self._prefetcher.run()
 
