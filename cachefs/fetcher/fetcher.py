@@ -219,9 +219,10 @@ class Fetcher:
         """What becomes of an image whose fetch has failed; *again* where it is tried once more."""
         image_id = flight.image.image_id
         if not is_final(error) and not self._store.quick.is_queued(image_id):
-            level = logging.INFO if isinstance(error, ImageBusyError) else logging.WARNING
+            here = isinstance(error, NoRoomError | ImageBusyError)  # its readers' open says so
+            level = logging.INFO if here else logging.WARNING
             log.log(level, "could not fetch %r from %s: %s", image_id, flight.image.source, error)
-            if not again and not isinstance(error, NoRoomError | ImageBusyError):
+            if not again and not here:
                 await self._queue_for_later(image_id)
         self._prefetcher.failed(image_id, error, flight.image.size)
 
