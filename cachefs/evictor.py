@@ -51,7 +51,7 @@ class Evictor:
                 known = None
             except (CacheFSError, OSError) as error:
                 if str(error) != known:
-                    log.error("cannot keep the limits, trying again and again: %s", error)
+                    log.error("cannot keep the limits: %s", error)
                 known = str(error)
             await trio.sleep(PRUNE_EVERY)
 

@@ -27,6 +27,7 @@ from cachefs.image import State
 from cachefs.units import human_size
 
 POLL_SECONDS = 0.25
+GONE = "is no longer queued, nor cached: evicted again since, or taken out of the queue"
 ABSENT_POLLS = 3
 """So many looks in a row must find an image nowhere before it counts as gone: a look at four
 directories can miss an image that moves between them."""
@@ -62,7 +63,7 @@ def look(control: Control, image_id: str) -> Step:
     """Where the image is now."""
     record = control.find(image_id)
     if record is None:
-        return Step(image_id, State.ABSENT, error="is no longer queued; another process removed it")
+        return Step(image_id, State.ABSENT, error=GONE)
     size, progress, error = (record.get(name) for name in ("size", "progress", "error"))
     return Step(
         image_id,

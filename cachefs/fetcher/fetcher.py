@@ -96,8 +96,8 @@ class Fetcher:
         self._store.on_room(room_changed)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await self._remember_rejected()  # before any reader comes
             task_status.started()
-            await self._remember_rejected()
             await self._requeue_partial()
             nursery.start_soon(self._probes.run)
             await self._prefetcher.run()
@@ -209,6 +209,7 @@ class Fetcher:
                 del self.flights[image_id]
         if entry is not None:
             log.info("cached %r: %d bytes, %s", image_id, entry.size, entry.checksum)
+            self._prefetcher.wanted(image_id)
         elif isinstance(flight.error, ImageExistsError):  # another process was faster
             self._store.quick.unqueue(image_id)
         elif flight.error is not None and not flight.cancelled:
@@ -223,9 +224,10 @@ class Fetcher:
         """What becomes of an image whose fetch has failed; *again* where it is tried once more."""
         image_id = flight.image.image_id
         if not is_final(error) and not self._store.quick.is_queued(image_id):
-            level = logging.INFO if isinstance(error, ImageBusyError) else logging.WARNING
+            here = isinstance(error, NoRoomError | ImageBusyError)  # its readers' open says so
+            level = logging.INFO if here else logging.WARNING
             log.log(level, "could not fetch %r from %s: %s", image_id, flight.image.source, error)
-            if not again and not isinstance(error, NoRoomError | ImageBusyError):
+            if not again and not here:
                 await self._queue_for_later(image_id)
         self._prefetcher.failed(image_id, error, flight.image.size)
 

@@ -59,7 +59,7 @@ class Prefetcher:
         self._woken.set()
 
     def wanted(self, image_id: str) -> None:
-        """The image has been asked for anew: it waits no longer."""
+        """The image has been asked for anew, or is cached: it waits no longer."""
         self._waits.forget(image_id)
 
     def source_is_back(self) -> None:
@@ -68,7 +68,8 @@ class Prefetcher:
         self.wake()
 
     def room_changed(self) -> None:
-        """There may be room: what waits for it is tried now."""
+        """There may be room: what waits for it is tried now. Called at every close of an image, so
+        the queue is not even looked at where nothing waits."""
         if self._waits.wake(WaitsFor.ROOM):
             self.wake()
 
@@ -130,4 +131,4 @@ class Prefetcher:
             self._woken.set()
 
     def _why_resting(self) -> str:
-        return str(self._chain.members[0].breaker.health.error)
+        return self._chain.members[0].breaker.health.error or "the source is left alone"

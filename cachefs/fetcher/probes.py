@@ -10,6 +10,10 @@ from cachefs.sources import ChainSource, Member
 
 log = logging.getLogger(__name__)
 
+GRACE = 2.0
+"""Seconds for which a real request may be the next probe, after one of ours has failed: there are
+servers that answer for their images and not for themselves."""
+
 
 class Probes:
     """One task for each source of *chain*. For one event loop; :meth:`changed` is for any thread
@@ -32,7 +36,7 @@ class Probes:
                 nursery.start_soon(self._watch, member)
 
     async def _watch(self, member: Member) -> None:
-        breaker, told = member.breaker, False
+        breaker, told, grace = member.breaker, False, 0.0
         while True:
             change = self._change
             if breaker.is_open and not told:
@@ -46,11 +50,13 @@ class Probes:
                 log.info("source %s is back", member.url)
             told = breaker.is_open
             if not told:
+                grace = 0.0
                 await change.wait()
-            elif breaker.rest() > 0:
-                with trio.move_on_after(breaker.rest()):
+            elif (rest := breaker.rest()) > 0:
+                with trio.move_on_after(rest + grace):
                     await change.wait()
             elif breaker.admits():
+                grace = GRACE
                 with contextlib.suppress(CacheFSError):  # its breaker knows
                     await trio.to_thread.run_sync(
                         member.check, limiter=self._limiter, abandon_on_cancel=True

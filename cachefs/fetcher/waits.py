@@ -60,6 +60,7 @@ class Waits:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._waits: dict[str, _Wait] = {}
+        self._by_kind: dict[WaitsFor, set[str]] = {kind: set() for kind in WaitsFor}
 
     def put(self, image_id: str, error: Exception, size: int | None = None) -> float:
         """The image has failed of *error*: the seconds until it is due again, which grow from one
@@ -73,6 +74,8 @@ class Waits:
         pause = pause_after(failures, LONGEST_PAUSES[waits_for])
         due = now + max(LEAST_PAUSE, pause, asked)
         text = str(error) or type(error).__name__
+        self.forget(image_id)
+        self._by_kind[waits_for].add(image_id)
         self._waits[image_id] = _Wait(waits_for, text, failures, now, due, size)
         return due - now
 
@@ -109,23 +112,26 @@ class Waits:
         return Waiting(wait.waits_for, wait.error, max(0.0, wait.due - self._clock()))
 
     def wake(self, waits_for: WaitsFor) -> bool:
-        """What these wait for may be there: they are due now, but for those just tried. False where
-        none does."""
-        now, woken = self._clock(), False
-        for wait in self._waits.values():
-            if wait.waits_for is waits_for:
-                wait.due = min(wait.due, max(now, wait.tried + LEAST_PAUSE))
-                woken = True
-        return woken
+        """What these wait for may be there: they are due now, but for those just tried. Whether any
+        is due sooner thereby; costs nothing where nobody waits."""
+        sooner, now = False, self._clock()
+        for image_id in self._by_kind[waits_for]:
+            wait = self._waits[image_id]
+            due = max(now, wait.tried + LEAST_PAUSE)
+            if due < wait.due:
+                wait.due, sooner = due, True
+        return sooner
 
     def forget(self, image_id: str) -> None:
         """The image does not wait any more, and may be tried at once."""
-        self._waits.pop(image_id, None)
+        wait = self._waits.pop(image_id, None)
+        if wait is not None:
+            self._by_kind[wait.waits_for].remove(image_id)
 
     def keep_only(self, image_ids: Collection[str]) -> None:
         """Forget all others: they have left the queue."""
         for image_id in self._waits.keys() - image_ids:
-            del self._waits[image_id]
+            self.forget(image_id)
 
 
 def waits_for_what(error: Exception) -> WaitsFor:

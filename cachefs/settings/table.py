@@ -104,7 +104,11 @@ class Settings(SettingsTable):
         "keep",
         "Go on with a fetch that nobody reads any more, or cancel it.",
     )
-    timeout = Setting(SECONDS, 30.0, "When a source that says nothing has failed.")
+    timeout = Setting(
+        SECONDS,
+        30.0,
+        "When a source that says nothing has failed; a reader waits as long for room.",
+    )
     transport = Setting(
         _TRANSPORT,
         "auto",

@@ -117,6 +117,7 @@ class ChainSource:
         those that have asked for it.
         """
         failure: SourceError | None = None
+        absent: list[ImageNotFoundError] = []
         asked = False
         for member in self.members:
             if not member.breaker.admits():
@@ -125,18 +126,17 @@ class ChainSource:
             asked = True
             try:
                 return member.stat(image_id)
-            except ImageNotFoundError:
-                continue
+            except ImageNotFoundError as error:
+                absent.append(without_traceback(error))
             except SourceError as error:
                 failure = failure or without_traceback(error)
         if not asked:
             return self._stat_in_need(image_id)
-        if failure is not None:
-            raise failure
-        raise ImageNotFoundError(f"{image_id!r}: no source has it")
+        raise failure or _nobody_has_it(image_id, absent)
 
     def _stat_in_need(self, image_id: str) -> SourceImage:
         """:meth:`stat` while all sources are left alone."""
+        absent: list[ImageNotFoundError] = []
         failure: SourceError | None = None
         for member in self.members:
             refusal = member.breaker.refusal()
@@ -145,13 +145,11 @@ class ChainSource:
                 continue
             try:
                 return member.stat(image_id)
-            except ImageNotFoundError:
-                continue
+            except ImageNotFoundError as error:
+                absent.append(without_traceback(error))
             except SourceError as error:
                 failure = failure or without_traceback(error)
-        if failure is not None:
-            raise failure
-        raise ImageNotFoundError(f"{image_id!r}: no source has it")
+        raise failure or _nobody_has_it(image_id, absent)
 
     def forget_digest(self, image_id: str) -> None:
         """Have each source ask anew."""
@@ -241,6 +239,13 @@ class ChainSource:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _nobody_has_it(image_id: str, answers: Sequence[ImageNotFoundError]) -> ImageNotFoundError:
+    """The one source's own words, or that none of several has it."""
+    if len(answers) == 1:
+        return answers[0]
+    return ImageNotFoundError(f"{image_id!r}: none of {len(answers)} sources has it")
 
 
 def _same_bytes(one: SourceImage, other: SourceImage) -> bool:

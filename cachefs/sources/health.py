@@ -157,7 +157,7 @@ class Breaker:
         self._health = Health(False, str(error))
         self._last_error = without_traceback(error)
         asked = error.retry_after
-        if began > self._failed_at or self._failures == 0:  # else it is of the same outage
+        if began >= self._failed_at or self._failures == 0:  # else it is of the same outage
             self._failures += 1
             self._failed_at = now
         elif asked is None:

@@ -1,10 +1,12 @@
 """Letting go of a wait when its caller has been interrupted, on the plain transport.
 
 The kernel tells of it with FUSE_INTERRUPT, which libfuse notes and pyfuse3 does not pass on. So a
-wait looks from time to time whether its caller is to be let go (:mod:`cachefs.kernel.signals`).
-Where the caller is not to be seen (another PID namespace) the wait just goes on."""
+wait looks from time to time whether its caller is to be let go (:mod:`cachefs.kernel.signals`), or
+has gone: the relay answers an interrupt by itself, and the caller need not outlive that. Where the
+caller is not to be seen (another PID namespace) the wait just goes on."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -20,7 +22,7 @@ T = TypeVar("T")
 
 async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
     """Await ``wait()``; raises InterruptedReadError as soon as the process *pid* has a signal to
-    take, and cancels the wait. With a *pid* of 0 it is only awaited."""
+    take, or has ended, and cancels the wait. With a *pid* of 0 it is only awaited."""
     if pid <= 0:
         return await wait()
     result: list[T] = []
@@ -28,9 +30,10 @@ async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
 
     async def watch(scope: trio.CancelScope) -> None:
         nonlocal interrupted
+        seen = _is_there(pid)
         while True:
             await trio.sleep(POLL)
-            if process_wants_to_end(pid):
+            if process_wants_to_end(pid) or (seen and not _is_there(pid)):
                 interrupted = True
                 scope.cancel()
 
@@ -49,3 +52,7 @@ async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
         raise InterruptedReadError(f"process {pid} was interrupted")
     assert failure is not None
     raise failure
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

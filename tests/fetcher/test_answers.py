@@ -1,7 +1,5 @@
 """Questions to the source: asked once for all, and negative answers remembered for a while."""
 
-import logging
-
 import pytest
 import trio
 import trio.testing
@@ -160,20 +158,3 @@ async def test_an_unforeseen_error_ends_one_question_and_not_the_daemon(
     assert await asked(answers, nursery, "img") == "CacheFSError"
     assert "nobody foresaw" in caplog.text
     assert await asked(answers, nursery, "img") == "10"
-
-
-async def test_the_sources_health_is_that_of_the_last_answer(
-    source: FakeSource, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL)
-    answers = Answers(source)
-    source.errors = [SourceUnreachableError("down")]
-    await asked(answers, nursery, "img")
-    assert (answers.health.healthy, answers.health.error) == (False, "down")
-    await asked(answers, nursery, "missing")
-    assert answers.health.healthy
-    answers.note(SourceError("broken"))
-    assert not answers.health.healthy
-    await asked(answers, nursery, "other")
-    answers.note(ImageNotFoundError("gone"))
-    assert answers.health.healthy

@@ -93,6 +93,9 @@ async def test_the_sources_are_told_with_their_health(running: Running, source: 
     async with running(source) as fetcher:
         portal = FetcherPortal(fetcher)
         ((url, health),) = await in_thread(portal.sources)
+        assert (url, health.healthy, health.error) == (source.url, None, None)
+        await fetcher.stat("img")
+        ((url, health),) = await in_thread(portal.sources)
         assert (url, health.healthy, health.error) == (source.url, True, None)
         assert portal.source_url == source.url
 

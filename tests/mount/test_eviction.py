@@ -182,7 +182,7 @@ def test_df_is_full_when_the_cache_is(small: Mounted) -> None:
 def test_min_free_of_the_disk_is_kept_for_others(make_mount: MakeMount, tmp_path: Path) -> None:
     """Before a fetch, and when another program fills the disk."""
     with small_disk(tmp_path / "disk", 64) as disk, ExitStack() as stack:
-        mount = make_mount(running=False, options=["--min-free", "40M"])
+        mount = make_mount(running=False, options=["--min-free", "40M", "--timeout", "1"])
         mount.cache_dir = disk / "cache"
         mount.start()
         stack.callback(mount.stop)  # before its disk goes

@@ -166,14 +166,18 @@ def test_the_daemon_ends_on_sigterm_while_a_reader_waits(make_mount: MakeMount) 
 
 
 def test_an_outage_while_reading_is_an_error_at_last_and_no_image(slow: Mounted) -> None:
-    slow.expect("slow", r"\((EIO|EHOSTUNREACH)\)")
+    slow.expect("slow", r"\((EIO|EHOSTUNREACH)\)", "fails, and is left alone")
     with slow.start_tool("cat", slow.image("slow")) as reader:
         slow.wait_listed("incomplete", "slow")
         wait_for(lambda: slow.record("incomplete/slow")["progress"], "some progress")
         slow.server.stop()
         assert reader.wait(30) == 1
     assert slow.listed() == []
-    assert "slow" in slow.listed("invalid")
+    assert slow.listed("invalid") == []
+    wait_for(lambda: slow.listed("queue") == ["slow"], "the image to wait for its source")
+    wait_for(lambda: slow.record("queue/slow")["error"], "its record to say why")
+    slow.server.start()
+    slow.wait_listed("cached", "slow")
 
 
 def test_a_short_outage_while_reading_is_not_noticed(slow: Mounted) -> None:

@@ -86,6 +86,15 @@ class Worker:
         await until(lambda: not self.store.quick.is_queued(image_id))
         return await self.record(f"invalid/{image_id}")
 
+    async def waits(self, image_id: str) -> dict[str, Any]:
+        """The record of the image once its fetch has failed of what may pass."""
+        await until(lambda: self.store.quick.is_queued(image_id) and image_id not in self.fetching)
+        record: dict[str, Any] = {}
+        while not record.get("error"):
+            with contextlib.suppress(FileNotFoundError):  # it is being tried just now
+                record = await self.record(f"queue/{image_id}")
+        return record
+
     async def record(self, path: str) -> dict[str, Any]:
         """What a control file shows, which is JSON."""
         shown: dict[str, Any] = json.loads(await self.ask.cat(f"control/{path}"))

@@ -269,7 +269,15 @@ async def test_status_has_its_documented_keys(served: Served) -> None:
         assert (status["images"], status["size"]) == (1, len(SMALL))
         assert status["transport"] == {"mode": "plain", "passthrough": False, "why": "no kernel"}
         assert status["worker"]["pid"] == os.getpid()
-        assert status["sources"] == [{"url": "fake:///", "healthy": True, "error": None}]
+        assert status["sources"] == [{"url": "fake:///", "healthy": None, "error": None}]
+
+
+async def test_a_source_that_has_answered_is_healthy(served: Served, source: FakeSource) -> None:
+    async with served() as worker:
+        await worker.ask.lookup("images/img")
+        assert (await worker.record("status"))["sources"] == [
+            {"url": "fake:///", "healthy": True, "error": None}
+        ]
 
 
 async def test_status_counts_what_happens(served: Served, held: FakeSource) -> None:

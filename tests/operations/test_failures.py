@@ -30,6 +30,7 @@ def with_wrong_bytes(source: FakeSource) -> None:
     source.digests["img"] = sha256(b"something else")
 
 
+FINAL = {"gone", "checksum"}
 FAILURES: list[tuple[str, Fail, int]] = [
     ("gone", with_error(ImageNotFoundError("gone")), errno.ENOENT),
     ("refused", with_error(SourceRefusedError("no")), errno.EACCES),
@@ -43,20 +44,20 @@ FAILURES: list[tuple[str, Fail, int]] = [
 
 
 @pytest.mark.usefixtures("quick_retries")
-@pytest.mark.parametrize(
-    ("fail", "number"), [each[1:] for each in FAILURES], ids=[each[0] for each in FAILURES]
-)
+@pytest.mark.parametrize(("name", "fail", "number"), FAILURES, ids=[each[0] for each in FAILURES])
 @every_mode
 async def test_a_reader_gets_the_errno_of_what_its_fetch_failed_of(
-    served: Served, source: FakeSource, mode: str, fail: Fail, number: int
+    served: Served, source: FakeSource, mode: str, name: str, fail: Fail, number: int
 ) -> None:
+    """What passes leaves the image in the queue, an authoritative no in invalid/."""
     fail(source)
     async with served(mode=mode) as worker:
         handle = await worker.ask.open("images/img")
         with refused(number):
             await worker.ask.read_all(handle)
         await worker.ask.release(handle)
-        await worker.failed("img")
+        record = await (worker.failed("img") if name in FINAL else worker.waits("img"))
+        assert record["state"] == ("invalid" if name in FINAL else "queued")
         assert worker.store.quick.get("img") is None
 
 
@@ -110,10 +111,11 @@ async def test_an_image_larger_than_the_cache_is_no_room_and_evicts_nothing(
 @every_mode
 async def test_no_room_beside_what_is_open_is_no_space_left(served: Served, mode: str) -> None:
     size = Amount(size=len(DATA) + 5)
-    async with served(mode=mode, images={"a": SMALL}, max_size=size) as worker:
+    async with served(mode=mode, images={"a": SMALL}, max_size=size, timeout=0.2) as worker:
         handle = await worker.ask.open("images/a")
         with refused(errno.ENOSPC):
             await worker.ask.open("images/img")
+        assert await worker.ask.listdir("control/invalid") == []
         await worker.ask.release(handle)
         assert await worker.ask.cat("images/img") == DATA
 

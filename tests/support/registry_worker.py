@@ -87,6 +87,7 @@ class Worker:
                 "cache_dir": cache_dir,
                 "max_size": Amount(size=plan["max_size"]),
                 "min_free": Amount(size=0),
+                "timeout": 0.3,  # a reader's patience where there is no room
                 "on_last_close": plan["on_last_close"],
             },
             environ={},
@@ -198,10 +199,10 @@ class Worker:
     # What a test wants to know
 
     async def arrive(self, image_id: str) -> dict[str, Any]:
-        """Wait until the image is neither queued nor under way."""
+        """Wait until the image is neither queued nor under way, or waits for room."""
 
         def under_way() -> bool:
-            return self.store.quick.is_queued(image_id) or self._fetcher.is_under_way(image_id)
+            return self._is_wanted(image_id) or self._fetcher.is_under_way(image_id)
 
         await _until(lambda: not under_way(), f"{image_id} to arrive")
         failure = self.store.failure(image_id)
@@ -215,15 +216,22 @@ class Worker:
         await _until(lambda: image_id in self._fetcher.flights, f"{image_id} to depart")
         return {}
 
+    def _is_wanted(self, image_id: str) -> bool:
+        """Whether the image is queued, and not without room."""
+        waiting = self._fetcher.waiting(image_id)
+        waits = waiting is not None and waiting.waits_for == "room"
+        return self.store.quick.is_queued(image_id) and not waits
+
     async def settle(self) -> dict[str, Any]:
-        """Wait until nothing is fetched, queued or kept for the next open."""
+        """Wait until nothing is fetched, queued (but for what waits for room) or kept for the next
+        open."""
 
         def busy() -> bool:
             fetcher = self._fetcher
             return bool(
                 fetcher.under_way()
-                or fetcher._prefetching
-                or self.store.queued_ids()
+                or fetcher._prefetcher._fetching
+                or any(map(self._is_wanted, self.store.queued_ids()))
                 or self._files.idle._files
                 or not self.filesystem._images.expected.idle
             )
