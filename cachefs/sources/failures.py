@@ -39,11 +39,14 @@ _BY_STATUS: Final[dict[int, tuple[type[CacheFSError], str]]] = {
     401: (SourceRefusedError, "the source wants other credentials"),
     403: (SourceRefusedError, "the source refuses it"),
     404: (ImageNotFoundError, "not found"),
+    405: (SourceError, "the source does not allow such a request"),
     407: (SourceRefusedError, "the proxy wants credentials"),
     408: (SourceTimeoutError, "the source timed out"),
     410: (ImageNotFoundError, "gone"),
     412: (ImageChangedError, "changed at the source"),
     416: (ImageChangedError, "shrank at the source"),
+    429: (SourceError, "the source wants fewer requests"),
+    503: (SourceError, "the source cannot serve it now"),
     504: (SourceTimeoutError, "the source's gateway timed out"),
 }
 
@@ -59,7 +62,13 @@ _BY_KIND: Final[dict[str, tuple[type[CacheFSError], str]]] = {
 _STATUS = re.compile(r"^\s*status: (\d{3}),$", re.MULTILINE)
 _KIND = re.compile(r"^\s*(?:\w+: )?HttpError \{\n\s*kind: (\w+),$", re.MULTILINE)
 _CAUSE = re.compile(r'^\s*(?:message|error): "([^"\\]{1,120})",?$', re.MULTILINE)
-_CERTIFICATE = re.compile(r"^\s*InvalidCertificate\(\n\s*(\w+)", re.MULTILINE)
+_CERTIFICATE = re.compile(r"^\s*(?:\w+: )?InvalidCertificate\(\n\s*(\w+)", re.MULTILINE)
+
+
+_METHOD_NOT_ALLOWED: Final = 405
+"""obstore takes it for "not found"."""
+
+_FOREIGN_AUTHORITY: Final = frozenset({"UnknownIssuer", "CaUsedAsEndEntity"})
 
 
 def status_of(error: Exception) -> int | None:
@@ -73,28 +82,49 @@ def broke(error: Exception) -> bool:
     return _KIND.search(_dump(error)) is not None
 
 
+def was_cut(error: Exception) -> bool:
+    """Whether *error* means that a connection was there and broke before the answer came."""
+    found = _KIND.search(_dump(error))
+    return found is not None and found[1] in ("Request", "Interrupted")
+
+
 def translate(error: Exception, what: str) -> CacheFSError:
     """The error of ours that *error* means, its text one line that begins with *what*.
 
     To be raised ``from`` *error*.
     """
+    status = status_of(error)
     for kind, ours, reason in _BY_CLASS:
-        if isinstance(error, kind):
+        if isinstance(error, kind) and status != _METHOD_NOT_ALLOWED:
             return ours(f"{what}: {reason}")
     dump = _dump(error)
-    status = status_of(error)
     if status is not None:
-        ours, reason = _BY_STATUS.get(status, (SourceError, "the source failed"))
-        return ours(f"{what}: {reason} (HTTP status {status})")
+        return of_status(status, what)
     if broken := _KIND.search(dump):
         ours, reason = _BY_KIND.get(broken[1], (SourceError, "the connection failed"))
         if ours is SourceUnreachableError:
             if cause := _CAUSE.search(dump):
                 reason = f"{reason}: {cause[1]}"
             elif certificate := _CERTIFICATE.search(dump):
-                reason = f"{reason}: bad certificate ({certificate[1]})"
+                reason = f"{reason}: {bad_certificate(certificate[1])}"
         return ours(f"{what}: {reason}")
     return SourceError(f"{what}: {_first_words(error)}")
+
+
+def of_status(status: int, what: str) -> CacheFSError:
+    """The error of ours that an HTTP status means, its text one line that begins with *what*."""
+    ours, reason = _BY_STATUS.get(status, (SourceError, "the source failed"))
+    return ours(f"{what}: {reason} (HTTP status {status})")
+
+
+def bad_certificate(reason: str) -> str:
+    """What to say of a server's certificate that is not accepted, and what to do."""
+    if reason in _FOREIGN_AUTHORITY:
+        return (
+            f"bad certificate ({reason}): none of the trusted authorities has issued it; if it is"
+            " of an authority of your own, name its PEM file in SSL_CERT_FILE"
+        )
+    return f"bad certificate ({reason})"
 
 
 def _dump(error: Exception) -> str:
