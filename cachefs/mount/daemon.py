@@ -37,7 +37,10 @@ async def serve(
     Raises CacheFSError or OSError, maybe in a group, when it cannot.
     """
     settings, info = running.current, attachment.info
-    source = open_source(settings.source, settings.fallbacks, timeout=settings.timeout)
+    public = os.getuid() == 0 or "allow_other" in settings.options
+    source = open_source(
+        settings.source, settings.fallbacks, timeout=settings.timeout, public=public
+    )
     store = await trio.to_thread.run_sync(
         lambda: Store(settings.cache_dir, limits_of(settings), driver=settings.driver)
     )

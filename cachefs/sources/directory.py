@@ -2,8 +2,9 @@
 
 Reads with plain ``os`` rather than obstore's LocalStore. The version is checked on the very
 descriptor that is read, before the first and after every piece; ``O_NONBLOCK`` and a look at the
-type keep fifos and devices from hanging a thread; and no percent-encoding stands between an ID and
-its file. LocalStore has none of the three, opens by name for each range, and is no faster.
+type keep fifos and devices from hanging a thread; no percent-encoding stands between an ID and its
+file; and no link leads out of the directory (:mod:`cachefs.sources.beneath`). LocalStore has none
+of the four, opens by name for each range, and is no faster.
 """
 
 import errno
@@ -27,11 +28,16 @@ from cachefs.errors import (
     SourceUnreachableError,
 )
 from cachefs.sources.base import SourceImage
-from cachefs.sources.checksums import ChecksumFiles, SmallFile
+from cachefs.sources.beneath import HiddenError, OutsideError, open_beneath
+from cachefs.sources.checksums import ChecksumFiles
+from cachefs.sources.loading import SmallFile
+from cachefs.sources.names import checksum_files
 
 PIECE: Final = 2**20
 
-_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_COARSEST_TIME: Final = 2 * 10**9
+"""Nanoseconds within which two changes of a directory may have one time (FAT's; a kernel's tick
+is less)."""
 
 _ABSENT: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
@@ -52,34 +58,46 @@ _BY_ERRNO: Final[dict[int, type[SourceError]]] = {
 """The network errnos are those of NFS, SMB and FUSE mounts whose server is gone."""
 
 
-def directory_source(path: str) -> "DirectorySource":
-    """The source that a directory's path names. Looks at the directory: raises InvalidValueError
-    for what is no directory, SourceError for one that is missing or may not be read."""
+def directory_source(path: str, *, public: bool | None = None) -> "DirectorySource":
+    """The source that a directory's path names; *public* as of :class:`DirectorySource`. Looks at
+    the directory: raises InvalidValueError for what is no directory, SourceError for one that is
+    missing or may not be read."""
     if not path or "\0" in path:
         raise InvalidValueError("the path of a source directory is empty or has a NUL in it")
-    source = DirectorySource(path)
+    source = DirectorySource(path, public=public)
     source.check()
     return source
 
 
-def file_source(location: str, timeout: float) -> "DirectorySource":
+def file_source(location: str, timeout: float, *, public: bool | None = None) -> "DirectorySource":
     """:func:`directory_source` of a ``file:///path`` URL, as the table of schemes calls it."""
     del timeout  # a disk's are the kernel's
     parts = urlsplit(location)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise InvalidValueError("a file source is written file:///path, '#' and '?' as %23 and %3F")
-    return directory_source(unquote(parts.path))
+    return directory_source(unquote(parts.path), public=public)
 
 
 class DirectorySource:
-    """The regular files, and symbolic links to such, directly below a directory; thread-safe."""
+    """The regular files directly below a directory, and symbolic links to such that do not lead out
+    of it; thread-safe."""
 
-    def __init__(self, directory: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """*directory* may be relative to where the process is now."""
+    def __init__(
+        self,
+        directory: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        public: bool | None = None,
+    ) -> None:
+        """*directory* may be relative to where the process is now. *public* says that what is read
+        here is shown to every user, as a mount of root's is, or one with ``allow_other``; then a
+        file that not every user may read is refused. Where it is None, it is so for root."""
+        self._public = os.geteuid() == 0 if public is None else public
+        self._listed: tuple[int, dict[str, str | None]] = (0, {})
         self._top = Path(directory).absolute()
         self.url = self._top.as_uri().rstrip("/") + "/"
         self._was_mountpoint = self._top.is_mount()
-        self._checksums = ChecksumFiles(self._read_small, clock)
+        self._checksums = ChecksumFiles(self._read_small, clock, self._listing)
 
     def check(self) -> None:
         """See that the directory is there and can be searched; InvalidValueError if it is none.
@@ -97,6 +115,12 @@ class DirectorySource:
             raise InvalidValueError(f"{self._top} is not a directory")
         if not os.access(self._top, os.X_OK, effective_ids=True):
             raise SourceRefusedError(f"no permission to read directory {self._top}")
+        if self._public and not mode & stat.S_IXOTH:
+            raise SourceRefusedError(
+                f"directory {self._top} has mode {stat.S_IMODE(mode):04o}: other users may not"
+                " enter it, and this mount would show its images to all; chmod o+x it if that is"
+                " meant"
+            )
         if self._was_mountpoint and not self._top.is_mount():
             raise SourceUnreachableError(f"{self._top} is not mounted any more")
 
@@ -105,8 +129,9 @@ class DirectorySource:
 
         Directories, fifos and devices are no images: not found.
         """
-        with self._open(image_id) as fd:
+        with self._open(image_id, public=self._public) as fd:
             size, version = _identify(fd)
+            modified = os.fstat(fd).st_mtime
         return SourceImage(
             image_id=image_id,
             size=size,
@@ -114,6 +139,7 @@ class DirectorySource:
             digest=self._checksums.digest_of(image_id, version),
             ranges=True,
             source=self.url,
+            modified=modified,
         )
 
     def forget_digest(self, image_id: str) -> None:
@@ -129,7 +155,7 @@ class DirectorySource:
         if not 0 <= start <= stop <= image.size:
             raise ValueError(f"[{start}, {stop}) is no range of {image.size} bytes")
         what = self._what(image.image_id)
-        with self._open(image.image_id) as fd:
+        with self._open(image.image_id, public=self._public) as fd:
             self._expect(fd, image)
             while start < stop:
                 piece = os.pread(fd, min(PIECE, stop - start), start)
@@ -144,31 +170,32 @@ class DirectorySource:
             raise ImageChangedError(f"{self._what(image.image_id)}: changed at the source")
 
     @contextmanager
-    def _open(self, name: str) -> Generator[int, None, None]:
+    def _open(self, name: str, *, public: bool) -> Generator[int, None, None]:
         """A descriptor of the regular file *name*, closed when the block is left.
 
         Also translates the OSErrors of the block.
         """
-        path = self._top / name
         what = self._what(name)
+        opened = False
         try:
-            # Looked at first: merely opening some devices does something.
-            regular = stat.S_ISREG(path.stat().st_mode)
-            fd = os.open(path, _FLAGS) if regular else -1
+            with open_beneath(self._top, name, public=public) as fd:
+                if fd is None:
+                    raise ImageNotFoundError(f"{what}: not a regular file")
+                opened = True
+                yield fd
+        except OutsideError:
+            raise SourceRefusedError(
+                f"{what}: a symbolic link that leads out of the source; put the file itself there"
+            ) from None
+        except HiddenError as error:
+            raise SourceRefusedError(
+                f"{what}: not every user may read it ({error}), and this mount would show it to"
+                " all; chmod o+r it if that is meant"
+            ) from None
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in _ABSENT and not opened:
                 raise self._absent(what) from error
             raise self._translate(error, what) from error
-        if fd < 0:
-            raise ImageNotFoundError(f"{what}: not a regular file")
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ImageNotFoundError(f"{what}: not a regular file")
-            yield fd
-        except OSError as error:
-            raise self._translate(error, what) from error
-        finally:
-            os.close(fd)
 
     def _absent(self, what: str) -> CacheFSError:
         """Not found, if the directory is there to say so."""
@@ -185,23 +212,48 @@ class DirectorySource:
         return ours(f"{what}: {error.strerror or error}")
 
     def _read_small(self, name: str, known: str | None, limit: int) -> SmallFile | None:
+        """Whoever may read the images may not need to read their digests: *public* is for bytes."""
         try:
-            with self._open(name) as fd:
+            with self._open(name, public=False) as fd:
                 size, version = _identify(fd)
-                if version == known:
-                    return SmallFile(version, None)
-                if size > limit:
-                    raise SourceError(
-                        f"{self._what(name)}: over {limit} bytes, too large for a checksum file"
-                    )
-                data = b""
-                while piece := os.pread(fd, limit - len(data), len(data)):
-                    data += piece
-                if _identify(fd) != (size, version) or len(data) != size:
-                    raise SourceError(f"{self._what(name)}: changed while it was read")
         except ImageNotFoundError:
             return None
-        return SmallFile(version, data)
+        if version == known:
+            return SmallFile(version, None)
+        if size > limit:
+            raise SourceError(
+                f"{self._what(name)}: over {limit} bytes, too large for a checksum file"
+            )
+        return SmallFile(version, self._small_pieces(name, version, size))
+
+    def _small_pieces(self, name: str, version: str, size: int) -> Generator[bytes]:
+        changed = f"{self._what(name)}: changed while it was read"
+        with self._open(name, public=False) as fd:
+            start = 0
+            while piece := os.pread(fd, PIECE, start):
+                start += len(piece)
+                if start > size:
+                    raise SourceError(changed)
+                yield piece
+            if _identify(fd) != (size, version) or start != size:
+                raise SourceError(changed)
+
+    def _listing(self) -> dict[str, str | None]:
+        """The files that are called like checksum lists; looked for again when the directory has
+        changed. Empty where it may be entered but not read."""
+        try:
+            changed = self._top.stat().st_mtime_ns
+            if self._listed[0] == changed:
+                return self._listed[1]
+            names = checksum_files([path.name for path in self._top.iterdir()])
+            # What has changed just now may change once more without another time.
+            if time.time_ns() - changed > _COARSEST_TIME:
+                self._listed = changed, names
+            return names
+        except PermissionError:
+            return {}
+        except OSError as error:
+            raise self._translate(error, f"directory {self._top}") from error
 
     def _what(self, name: str) -> str:
         return f"{name!r} in {self._top}"

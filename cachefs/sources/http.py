@@ -11,7 +11,9 @@ from obstore.store import HTTPStore
 
 from cachefs.errors import InvalidValueError
 from cachefs.sources.base import READ_TIMEOUT
+from cachefs.sources.beside import WebFiles
 from cachefs.sources.objects import ObjectSource
+from cachefs.sources.web import Web
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to connect, names looked up and TLS agreed on."""
@@ -68,18 +70,17 @@ def http_source(
                 "default_headers": headers,
                 "user_agent": "cachefs",
             },
-            # The fetcher retries. One quick second try is for a kept connection that the server
-            # has closed just as we used it.
-            retry_config={
-                "max_retries": 1,
-                "retry_timeout": timedelta(seconds=0.5),
-                "backoff": {
-                    "init_backoff": timedelta(milliseconds=20),
-                    "max_backoff": timedelta(milliseconds=100),
-                    "base": 2,
-                },
-            },
+            # The fetcher retries, and knows for how long the server wants to be left alone.
+            retry_config={"max_retries": 0},
         )
     except Exception as error:  # obstore has no common class for what a constructor raises
         raise InvalidValueError(f"{public} is no URL that obstore takes") from error
-    return ObjectSource(store, public, clock)
+    web = Web(
+        urlunsplit((parts.scheme, netloc, path.rstrip("/"), "", "")),
+        parts.query,
+        {**headers, "User-Agent": "cachefs"},
+        public=public,
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+    )
+    return ObjectSource(store, public, WebFiles(web, public, clock), clock)

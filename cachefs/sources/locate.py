@@ -12,7 +12,7 @@ from typing import Final
 from cachefs.errors import InvalidValueError, SourceError
 from cachefs.sources.base import READ_TIMEOUT, Source
 from cachefs.sources.chain import ChainSource
-from cachefs.sources.directory import directory_source
+from cachefs.sources.directory import directory_source, file_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,32 @@ SCHEMES: Final[dict[str, Scheme]] = {
 
 
 def open_source(
-    location: str, fallbacks: Sequence[str] = (), *, timeout: float = READ_TIMEOUT
+    location: str,
+    fallbacks: Sequence[str] = (),
+    *,
+    timeout: float = READ_TIMEOUT,
+    public: bool | None = None,
 ) -> Source:
     """The source at *location*, and if there are *fallbacks*, the chain of it and them.
 
-    A server that is silent for *timeout* seconds has timed out.
+    A server that is silent for *timeout* seconds has timed out. *public* says whether every user
+    will see what is read from a directory; None that root's mounts are so.
 
     A location is a directory's path, or a URL of one of :data:`SCHEMES`. Only directories are
     looked at now: a server that is down must not keep a mount from starting. Raises
     InvalidValueError for what is no location, SourceError for a directory that is missing or may
     not be read, and for a scheme whose library is missing.
     """
-    sources = [_open_one(each, timeout) for each in (location, *fallbacks)]
+    sources = [_open_one(each, timeout, public) for each in (location, *fallbacks)]
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
-def _open_one(location: str, timeout: float) -> Source:
+def _open_one(location: str, timeout: float, public: bool | None) -> Source:
     name, separator, _ = location.partition("://")
     if not separator:
-        return directory_source(location)
+        return directory_source(location, public=public)
+    if name.lower() == "file":
+        return file_source(location, timeout, public=public)
     scheme = SCHEMES.get(name.lower())
     if scheme is None:
         known = ", ".join(f"{each}://" for each in SCHEMES)

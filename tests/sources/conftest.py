@@ -19,7 +19,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def origin(images: Path) -> Iterator[Origin]:
-    with nginx(images) as server:
+    with nginx(images, extra="autoindex on;") as server:
         yield server
 
 

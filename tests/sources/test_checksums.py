@@ -3,32 +3,38 @@
 import hashlib
 import subprocess
 import threading
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cachefs.errors import SourceError, SourceTimeoutError
-from cachefs.sources.checksums import (
-    BELIEVED,
-    FRESH,
-    ChecksumFiles,
-    SmallFile,
-    parse_list,
-    parse_single,
-)
+from cachefs.image import Digest
+from cachefs.sources.checksums import FRESH, NONE_BELIEVED, ChecksumFiles, parse_single
+from cachefs.sources.lists import entries
+from cachefs.sources.loading import BELIEVED, SmallFile
+from cachefs.sources.names import checksum_files
 
 A, B = "a1" * 32, "b2" * 32
 
 
+def parse_list(data: bytes, algorithm: str) -> dict[str, Digest]:
+    return {each.name: each.digest for each in entries([data], algorithm) if each.exact}
+
+
 class Files:
-    """Small files by name, whose reading is counted; an exception among them is raised."""
+    """Small files by name, whose reading is counted; an exception among them is raised. What is in
+    *held* arrives once the event there is set."""
 
     def __init__(self, **files: str | Exception) -> None:
         self.files = files
         self.read: list[str] = []
         self.now = 0.0
-        self.sums = ChecksumFiles(self.open, lambda: self.now)
+        self.held: dict[str, threading.Event] = {}
+        self.sums = ChecksumFiles(
+            self.open, lambda: self.now, lambda: checksum_files(self.files.keys())
+        )
 
     def open(self, name: str, known: str | None, limit: int) -> SmallFile | None:
         self.read.append(name)
@@ -38,7 +44,15 @@ class Files:
         if isinstance(found, Exception):
             raise found
         version = str(hash(found))
-        return SmallFile(version, None if version == known else found.encode())
+        if version == known:
+            return SmallFile(version, None)
+        return SmallFile(version, self.pieces(name, found.encode()))
+
+    def pieces(self, name: str, data: bytes) -> Generator[bytes]:
+        for piece in (data[:1], data[1:]):
+            yield piece
+            if name in self.held:
+                self.held[name].wait(20)
 
     def digest(self, image_id: str = "img", version: str | None = "v1") -> str:
         return str(self.sums.digest_of(image_id, version))
@@ -205,3 +219,103 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(10):
         files.digest(str(number))
     assert len(files.sums._answers) == 3
+
+
+def test_that_there_is_no_digest_is_believed_but_for_a_moment() -> None:
+    files = Files()
+    assert files.digest() == "None"
+    files.files["SHA256SUMS"] = f"{A}  img"
+    files.now += NONE_BELIEVED - 1
+    assert files.digest() == "None"
+    files.now += 1
+    assert files.digest() == f"sha256:{A}"
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images wait for a list for a moment only."""
+    monkeypatch.setattr("cachefs.sources.loading.PATIENCE", 0.05)
+
+
+def test_a_list_that_is_slow_to_come_holds_up_only_what_it_alone_could_tell_of(
+    hasty: None,
+) -> None:
+    files = Files(SHA512SUMS=f"{A}{A}  slow", SHA256SUMS=f"{B}  img")
+    arrives = files.held["SHA512SUMS"] = threading.Event()
+    assert files.digest("img") == f"sha256:{B}"
+    for _ in range(3):
+        with pytest.raises(SourceTimeoutError, match="cannot verify images: 'SHA512SUMS'"):
+            files.digest("slow")
+    assert files.read.count("SHA512SUMS") == 1
+    task = files.sums._lists["SHA512SUMS"]._task
+    arrives.set()
+    assert task is not None
+    assert task._done.wait(20)
+    assert files.digest("slow") == f"sha512:{A}{A}"
+
+
+def test_a_list_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachefs.sources.loading.LIST_DEADLINE", -1.0)
+    files = Files(SHA256SUMS=f"{A}  img")
+    with pytest.raises(SourceTimeoutError, match="has not arrived"):
+        files.digest()
+    monkeypatch.undo()
+    assert files.digest() == f"sha256:{A}"
+
+
+@pytest.mark.parametrize("name", ["SHA512SUMS", "MD5SUMS", "CHECKSUM", "Fedora-42-CHECKSUM"])
+@pytest.mark.parametrize("text", ["", "# to come\n", "\x1f\x8b\x08\0", '{"img": 1}'])
+def test_a_list_without_a_digest_in_it_is_an_error_that_says_what_to_do(
+    name: str, text: str
+) -> None:
+    with pytest.raises(SourceError, match=f"'{name}' beside the images holds no digest.*sha256sum"):
+        Files(**{name: text}).digest()
+
+
+def test_what_a_source_answers_for_any_name_is_no_list() -> None:
+    def answer(name: str, known: str | None, limit: int) -> SmallFile:
+        return SmallFile(None, (piece for piece in [b"Not found\n"]), lambda: True)
+
+    assert ChecksumFiles(answer, lambda: 0.0).digest_of("img", "v1") is None
+
+
+@pytest.mark.parametrize("name", ["CHECKSUM", "img.CHECKSUM", "img-CHECKSUM", "Fedora-CHECKSUM"])
+def test_a_list_without_an_algorithm_in_its_name_has_it_in_its_lines(name: str) -> None:
+    both = f"MD5 (img) = {'d4' * 16}\nSHA256 (img) = {A}\nSHA1 (img) = {'d4' * 20}\n"
+    assert Files(**{name: both}).digest() == f"sha256:{A}"
+    assert Files(**{name: f"{'d4' * 20}  img"}).digest() == f"sha1:{'d4' * 20}"
+
+
+def test_the_strongest_of_the_further_lists_wins() -> None:
+    files = Files(MD5SUMS=f"{'d4' * 16}  img", **{"sha256sum.txt": f"{A}  img"})
+    assert files.digest() == f"sha256:{A}"
+
+
+def test_a_file_of_another_image_is_not_read() -> None:
+    files = Files(**{"other": "", "other.CHECKSUM": "nothing", "other.sha256sum": "nothing"})
+    assert files.digest() == "None"
+    assert "other.CHECKSUM" not in files.read
+
+
+def test_of_many_listed_lists_those_called_most_like_the_image_are_read() -> None:
+    names = [f"Rocky-{number}-CHECKSUM" for number in range(20)]
+    files = Files(**dict.fromkeys(names, f"{B}  other"), **{"img-9-CHECKSUM": f"{A}  img-9-x"})
+    assert files.digest("img-9-x") == f"sha256:{A}"
+    assert len([name for name in files.read if name in names]) < 8
+
+
+def test_a_listed_file_of_the_image_counts() -> None:
+    assert Files(**{"img": "", "img.sha256sum": A}).digest() == f"sha256:{A}"
+
+
+def test_a_path_whose_end_is_the_image_counts_where_no_list_has_its_name_alone() -> None:
+    files = Files(SHA512SUMS=f"{A}{A}  images/img", SHA256SUMS=f"{B}  img")
+    assert files.digest() == f"sha256:{B}"
+    assert Files(SHA256SUMS=f"{A}  images/img\n{A}  old/img").digest() == f"sha256:{A}"
+
+
+def test_two_paths_that_end_alike_with_different_digests_are_an_error() -> None:
+    files = Files(SHA256SUMS=f"{A}  amd64/img\n{B}  arm64/img\n{A}  amd64/other\n")
+    with pytest.raises(SourceError, match="several paths in it end with 'img'"):
+        files.digest()
+    assert files.digest("other") == f"sha256:{A}"

@@ -1,5 +1,6 @@
 """What every source does: one suite for all of them."""
 
+import gzip
 import hashlib
 import os
 import threading
@@ -243,3 +244,75 @@ def test_a_checksum_file_that_is_too_large_is_an_error(source: Source, images: P
         file.truncate(64 * MIB + 1)
     with pytest.raises(SourceError, match="too large"):
         source.stat("img")
+
+
+DISTRIBUTIONS = [
+    "CHECKSUM",
+    "img.CHECKSUM",
+    "img-CHECKSUM",
+    "Fedora-Cloud-42-1.1-x86_64-CHECKSUM",
+    "sha256sum.txt",
+    "sha256sums.txt",
+    "img.sha256sum",
+    "SHA1SUMS",
+]
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_checksum_files_as_distributions_name_them_count(
+    source: Source, images: Path, name: str
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    digest = "ab" * (20 if name == "SHA1SUMS" else 32)
+    tag = "SHA1" if name == "SHA1SUMS" else "SHA256"
+    (images / name).write_text(
+        "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n# img: 5 bytes\n"
+        f"{tag} (img) = {digest}\n"
+        "-----BEGIN PGP SIGNATURE-----\n\nx\n-----END PGP SIGNATURE-----\n"
+    )
+    assert str(source.stat("img").digest) == f"{tag.lower()}:{digest}"
+
+
+LISTS = {
+    "path": f"{'ab' * 32}  images/img\n".encode(),
+    "size column": f"{'ab' * 32} 5 img\n".encode(),
+    "utf-16": f"{'ab' * 32}  img\r\n".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_in_another_hand_counts(source: Source, images: Path, kind: str) -> None:
+    (images / "img").write_bytes(b"12345")
+    (images / "SHA256SUMS").write_bytes(LISTS[kind])
+    assert str(source.stat("img").digest) == f"sha256:{'ab' * 32}"
+
+
+@pytest.mark.parametrize("name", ["SHA512SUMS", "SHA256SUMS", "CHECKSUM", "old-CHECKSUM"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"# to come\n", gzip.compress(LISTS["path"], mtime=0), LISTS["path"].hex().encode()],
+    ids=["empty", "a comment", "gzip", "hex"],
+)
+def test_a_list_that_cannot_be_read_is_an_error_never_no_list(
+    source: Source, images: Path, name: str, data: bytes
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    (images / name).write_bytes(data)
+    with pytest.raises(SourceError, match=f"cannot verify images: '{name}' beside the images"):
+        source.stat("img")
+
+
+def test_stat_tells_when_the_image_was_modified(source: Source, images: Path) -> None:
+    (images / "img").write_bytes(b"12345")
+    os.utime(images / "img", (1, 1_580_000_000))
+    assert source.stat("img").modified == 1_580_000_000
+
+
+def test_a_list_changed_in_place_counts_for_the_next_image(source: Source, images: Path) -> None:
+    (images / "one").write_bytes(b"1")
+    (images / "two").write_bytes(b"2")
+    (images / "SHA256SUMS").write_text(f"{'ab' * 32}  one\n")
+    assert source.stat("two").digest is None
+    (images / "SHA256SUMS").write_text(f"{'ab' * 32}  one\n{'cd' * 32}  two\n")
+    source.forget_digest("two")
+    assert str(source.stat("two").digest) == f"sha256:{'cd' * 32}"

@@ -44,10 +44,102 @@ def directory(images: Path) -> DirectorySource:
 def test_a_symbolic_link_is_the_image_that_it_points_to(
     directory: DirectorySource, images: Path, tmp_path: Path
 ) -> None:
+    (images / "sub").mkdir()
+    (images / "sub" / "file").write_bytes(b"12345")
+    (images / "next").symlink_to("sub/../sub/./file")
+    (images / "link").symlink_to(images / "next")
+    for name in ("next", "link"):
+        image = directory.stat(name)
+        assert b"".join(directory.read(image, 0, 5)) == b"12345"
+
+
+def test_a_symbolic_link_that_leads_out_of_the_source_is_refused(
+    directory: DirectorySource, images: Path, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").write_bytes(b"12345")
-    (images / "link").symlink_to(tmp_path / "elsewhere")
-    image = directory.stat("link")
-    assert b"".join(directory.read(image, 0, 5)) == b"12345"
+    (images / "img").write_bytes(b"1")
+    (tmp_path / "images hereafter").write_bytes(b"12345")
+    (images / "absolute").symlink_to(tmp_path / "elsewhere")
+    (images / "relative").symlink_to("../elsewhere")
+    (images / "and back").symlink_to(f"../{images.name}/img")
+    (images / "by prefix").symlink_to(f"{images}after")
+    (images / "device").symlink_to("/dev/zero")
+    (images / "through").symlink_to("/dev/null/x")
+    (images / "twice").symlink_to("relative")
+    (images / "up").symlink_to("..")
+    for name in ("absolute", "relative", "and back", "by prefix", "device", "through", "twice"):
+        with pytest.raises(SourceRefusedError, match="leads out of the source"):
+            directory.stat(name)
+    with pytest.raises(SourceRefusedError):
+        directory.stat("up")
+
+
+def test_a_link_swapped_in_between_stat_and_read_is_refused(
+    directory: DirectorySource, images: Path, tmp_path: Path
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    image = directory.stat("img")
+    (images / "img").rename(tmp_path / "moved")
+    (images / "img").symlink_to(tmp_path / "moved")
+    with pytest.raises(SourceRefusedError):
+        list(directory.read(image, 0, 5))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])
+def test_a_file_that_others_may_not_read_is_refused_where_all_would_see_it(
+    images: Path, mode: int
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    (images / "img").chmod(mode)
+    with pytest.raises(SourceRefusedError, match=f"{mode:04o}"):
+        DirectorySource(str(images), public=True).stat("img")
+    assert DirectorySource(str(images), public=False).stat("img").size == 5
+
+
+def test_a_file_whose_mode_is_tightened_after_stat_is_refused(images: Path) -> None:
+    (images / "img").write_bytes(b"12345")
+    source = DirectorySource(str(images), public=True)
+    image = source.stat("img")
+    (images / "img").chmod(0o600)
+    with pytest.raises(SourceRefusedError):
+        list(source.read(image, 0, 5))
+
+
+def test_a_directory_that_others_may_not_enter_is_refused_where_all_would_see_it(
+    images: Path,
+) -> None:
+    (images / "private").mkdir()
+    (images / "private" / "img").write_bytes(b"12345")
+    (images / "link").symlink_to("private/img")
+    (images / "private").chmod(0o700)
+    source = DirectorySource(str(images), public=True)
+    with pytest.raises(SourceRefusedError, match="private"):
+        source.stat("link")
+    (images / "private").chmod(0o711)
+    assert source.stat("link").size == 5
+    images.chmod(0o700)
+    for call in (source.check, lambda: source.stat("link")):
+        with pytest.raises(SourceRefusedError, match="0700"):
+            call()
+
+
+def test_a_list_of_digests_counts_whoever_may_read_it(
+    directory: DirectorySource, images: Path
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    (images / "SHA256SUMS").write_text(f"{'ab' * 32}  img\n")
+    (images / "SHA256SUMS").chmod(0o600)
+    assert str(directory.stat("img").digest) == f"sha256:{'ab' * 32}"
+
+
+def test_a_list_of_digests_behind_a_link_that_leads_out_is_an_error(
+    directory: DirectorySource, images: Path, tmp_path: Path
+) -> None:
+    (images / "img").write_bytes(b"12345")
+    (tmp_path / "sums").write_text(f"{'ab' * 32}  img\n")
+    (images / "SHA256SUMS").symlink_to(tmp_path / "sums")
+    with pytest.raises(SourceRefusedError, match="cannot verify"):
+        directory.stat("img")
 
 
 def test_what_is_no_regular_file_is_not_found(
@@ -55,13 +147,13 @@ def test_what_is_no_regular_file_is_not_found(
 ) -> None:
     (images / "directory").mkdir()
     os.mkfifo(images / "fifo")
-    (images / "device").symlink_to("/dev/zero")
-    (images / "dangling").symlink_to(tmp_path / "nowhere")
+    (images / "nearly").write_bytes(b"1")
+    (images / "dangling").symlink_to(images / "nowhere")
     (images / "circle").symlink_to(images / "circle")
-    (images / "through").symlink_to("/dev/null/x")
+    (images / "through").symlink_to(images / "nearly" / "x")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(images / "socket"))
-        for name in ("directory", "fifo", "device", "dangling", "circle", "through", "socket"):
+        for name in ("directory", "fifo", "dangling", "circle", "through", "socket"):
             with pytest.raises(ImageNotFoundError):
                 directory.stat(name)
 

@@ -46,7 +46,7 @@ def test_one_request_describes_an_image_and_its_answers_are_reused(origin: Origi
     source.stat("img")
     asked = [(each.method, each.uri) for each in origin.requests()]
     assert asked.count(("GET", "/img")) == 1
-    assert len(asked) == 7
+    assert len(asked) == 13
     origin.forget_requests()
     source.stat("img")
     assert [(each.uri, each.range, each.status) for each in origin.requests()] == [

@@ -58,7 +58,9 @@ class Request:
 class Origin:
     """A running (or stopped) nginx; made by :func:`nginx`."""
 
-    def __init__(self, home: Path, directory: Path, server_lines: str) -> None:
+    def __init__(
+        self, home: Path, directory: Path, server_lines: str, tls: tuple[Path, Path] | None = None
+    ) -> None:
         self.directory = directory
         self._home = home
         self._server_lines = server_lines
@@ -66,7 +68,15 @@ class Origin:
         self._log = home / "access.log"
         self._log.touch()
         self._skip = 0
+        self._tls = tls
+        self._secure_port = 0
         self.port = 0
+
+    @property
+    def secure_url(self) -> str:
+        """The same over TLS."""
+        assert self._tls is not None, "nginx has no certificate"
+        return f"https://127.0.0.1:{self._secure_port}/"
 
     @property
     def url(self) -> str:
@@ -105,6 +115,7 @@ class Origin:
         while True:
             if fresh:
                 self.port = _free_port()
+                self._secure_port = _free_port() if self._tls else 0
             self._configure()
             if self._launch(deadline):
                 return
@@ -166,6 +177,15 @@ class Origin:
     def _stderr(self) -> str:
         return (self._home / "stderr").read_text(errors="replace").strip()[-500:]
 
+    def _secure_lines(self) -> str:
+        if self._tls is None:
+            return ""
+        certificate, key = self._tls
+        return (
+            f"listen 127.0.0.1:{self._secure_port} ssl;"
+            f' ssl_certificate "{certificate}"; ssl_certificate_key "{key}";'
+        )
+
     def _configure(self) -> None:
         home = self._home
         temporary = "".join(
@@ -190,6 +210,7 @@ http {{
     sendfile_max_chunk 1m;
     server {{
         listen 127.0.0.1:{self.port};
+        {self._secure_lines()}
         root "{self.directory}";
         location = {_PING} {{ access_log off; limit_rate 0; auth_basic off;
                               default_type text/plain; return 200 "{home}"; }}
@@ -213,6 +234,7 @@ def nginx(
     redirect: Mapping[str, str] | None = None,
     users: Mapping[str, str] | None = None,
     login_page: bool = False,
+    tls: tuple[Path, Path] | None = None,
     extra: str = "",
 ) -> Iterator[Origin]:
     """Serve *directory* over HTTP until the block is left.
@@ -223,7 +245,8 @@ def nginx(
     *refuse* maps a path prefix to the status of everything below it (``{"/secret/": 403}``);
     *redirect* maps a path prefix to the prefix it has moved to (302); *users* maps names to
     passwords, which everything then needs (HTTP Basic). ``login_page=True`` answers every request
-    with 200 and an HTML page. *extra* is put into the ``server`` block as it is.
+    with 200 and an HTML page. *tls* is a certificate and its key, for ``secure_url``. *extra* is
+    put into the ``server`` block as it is.
     """
     home = Path(tempfile.mkdtemp(prefix="cachefs-nginx-"))
     lines = [
@@ -246,7 +269,7 @@ def nginx(
         page = "<!DOCTYPE html><title>Log in</title><form>Who are you?</form>"
         lines.append(f"location / {{ default_type text/html; return 200 '{page}'; }}")
     lines.append(extra)
-    origin = Origin(home, Path(directory).absolute(), "\n".join(lines))
+    origin = Origin(home, Path(directory).absolute(), "\n".join(lines), tls)
     try:
         origin.start()
         yield origin
