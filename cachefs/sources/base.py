@@ -58,6 +58,7 @@ class Source(Protocol):
         MiB.
 
         Raises ImageChangedError as soon as the source is seen to hold another version (its size or
-        version differs), SourceError when it sends another length, and as in :meth:`stat`. No
-        retries beyond what one connection needs: the fetcher retries.
+        version differs; of an image with a digest a source need not compare versions, since the
+        bytes will be judged by the digest), SourceError when it sends another length, and as in
+        :meth:`stat`. No retries beyond what one connection needs: the fetcher retries.
         """

@@ -45,8 +45,6 @@ _RANGES_RETRY: Final = 60.0
 A GET that it answers with the whole image is dropped, but megabytes are under way by then.
 """
 
-_MAX_TAGS: Final = 4096
-
 _MIRROR_TRIES: Final = 3
 """How often a source is asked again that has answered with another version."""
 
@@ -75,7 +73,8 @@ class ObjectSource:
         self._clock = clock
         self._no_ranges_seen = float("-inf")
         self._mirrors_seen = float("-inf")
-        self._tags: dict[str, tuple[str | None, float]] = {}
+        self._tags_differed = float("-inf")
+        self._digest_asked = float("-inf")
         self._checksums = ChecksumFiles(beside.read, clock, beside.listing)
 
     def check(self) -> None:
@@ -98,19 +97,17 @@ class ObjectSource:
     def stat(self, image_id: str) -> SourceImage:
         """See :meth:`cachefs.sources.base.Source.stat`; one request, and those for its digest.
 
-        An image with a digest is of the version that the digest names, whatever its ETag is at the
-        mirror that has answered. Where mirrors were seen that differ in their ETags, one without a
-        digest has no version, and is to be read in one go.
+        Where mirrors were seen that differ in their ETags, an image with a digest is of the version
+        that the digest names, and one without has none, and is to be read in one go.
         """
         result, ranges = self._describe(image_id)
         self._refuse_others(result, image_id)
         self._beside.absence.served(image_id)
         version = _version_of(result)
         digest = self._checksums.digest_of(image_id, version)
-        if digest is not None:
-            self._remember_tag(image_id, version, float("-inf"))
+        if digest is not None and self._clock() - self._tags_differed < _MIRRORS_REMEMBERED:
             version = str(digest)
-        elif self._clock() - self._mirrors_seen < _MIRRORS_REMEMBERED:
+        elif digest is None and self._clock() - self._mirrors_seen < _MIRRORS_REMEMBERED:
             version, ranges = None, False
         return SourceImage(
             image_id=image_id,
@@ -167,26 +164,21 @@ class ObjectSource:
         return result.stream(min_chunk_size=PIECE)
 
     def _expect_digest(self, image: SourceImage, tag: str | None) -> None:
-        """Where another ETag has come than at the look, that is of another mirror or another image:
+        """Where another ETag has come than was described, of another mirror or of another image,
         see whether the image's digest is another by now, too. Once in a while: mirrors differ every
         time."""
-        if image.digest is None:
+        if image.digest is None or image.version in (tag, str(image.digest)):
             return
-        known, asked = self._tags.get(image.image_id, (tag, 0.0))
-        if tag == known or self._clock() - asked < FRESH:
+        if self._clock() - self._digest_asked < FRESH:
             return
-        self._remember_tag(image.image_id, known, self._clock())
+        self._digest_asked = self._clock()
         try:
             digest = self._checksums.digest_of(image.image_id, tag)
         except CacheFSError:
             return  # the digest that is known decides
         if digest != image.digest:
             raise ImageChangedError(f"{self._what(image.image_id)}: changed at the source")
-
-    def _remember_tag(self, image_id: str, tag: str | None, asked: float) -> None:
-        self._tags[image_id] = tag, asked
-        if len(self._tags) > _MAX_TAGS:
-            self._tags.pop(next(iter(self._tags)), None)
+        self._tags_differed = self._clock()
 
     def _ask_mirrors(self, image: SourceImage, options: GetOptions) -> GetResult:
         """What was answered was of another version. Behind one name may be many servers, each with

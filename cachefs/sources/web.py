@@ -9,6 +9,7 @@ proxy is that of the environment, and trusted authorities are the system's or ``
 both as obstore has it.
 """
 
+import logging
 import ssl
 import threading
 import time
@@ -37,6 +38,10 @@ PIECE: Final = 64 * 2**10
 
 LONGEST_RETRY_AFTER: Final = 24 * 3600.0
 """Seconds; a server that wants to be left alone for longer is asked again after these."""
+
+_KEPT: Final = 128
+"""Connections that are kept for the next request: more than can be asked for at once, since each
+that is more is a warning in the log."""
 
 _MAX_LEFT: Final = 64 * 2**10
 """Bytes of a body that is not wanted which are read so that the connection can be kept."""
@@ -145,6 +150,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _pool(base: str) -> urllib3.PoolManager:
+    # What it logs has URLs with their queries, which may be secret; what fails is raised.
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
     parts = urlsplit(base)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -156,8 +163,10 @@ def _pool(base: str) -> urllib3.PoolManager:
             secret = f"{address.username}:{address.password or ''}"
             headers = urllib3.make_headers(proxy_basic_auth=secret)
         plain = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
-        return urllib3.ProxyManager(plain, proxy_headers=headers, ssl_context=context, maxsize=8)
-    return urllib3.PoolManager(ssl_context=context, maxsize=8)
+        return urllib3.ProxyManager(
+            plain, proxy_headers=headers, ssl_context=context, maxsize=_KEPT
+        )
+    return urllib3.PoolManager(ssl_context=context, maxsize=_KEPT)
 
 
 def _body(response: urllib3.BaseHTTPResponse, what: str) -> Generator[bytes]:

@@ -96,6 +96,7 @@ def test_a_line_without_end_is_passed_over() -> None:
     assert digest(text) == f"sha256:{A}"
 
 
+@pytest.mark.timeout(180)  # five seconds of work, on a machine that is shared
 def test_a_list_of_sixty_megabytes_costs_little_memory() -> None:
     program = """
 import resource, sys

@@ -19,6 +19,7 @@ from cachefs.errors import (
     ImageNotFoundError,
     SourceError,
     SourceRefusedError,
+    SourceTimeoutError,
     SourceUnreachableError,
 )
 from cachefs.sources import Source
@@ -82,9 +83,33 @@ def test_with_a_digest_mirrors_that_differ_in_etag_and_date_are_one_source(etags
         image = source.stat("img")
         assert str(image.digest) == DIGEST
         assert image.ranges
-        assert source.stat("img").version == image.version
         parts = [b"".join(source.read(image, at, at + 512)) for at in range(0, len(CONTENT), 512)]
         assert b"".join(parts) == CONTENT
+        assert {source.stat("img").version for _ in range(3)} == {str(image.digest)}
+
+
+def test_with_a_digest_an_image_that_changed_with_its_list_is_seen_to_have(images: Path) -> None:
+    (images / "SHA256SUMS").write_bytes(SUMS)
+    for name in ("img", "SHA256SUMS"):
+        os.utime(images / name, (1, 1))
+    with nginx(images) as origin:
+        source = http_source(origin.url)
+        image = source.stat("img")
+        (images / "img").write_bytes(CONTENT[::-1])
+        (images / "SHA256SUMS").write_text(f"{'ab' * 32}  img\n")
+        with pytest.raises(ImageChangedError):
+            list(source.read(image, 0, 512))
+
+
+def test_with_a_digest_an_image_put_right_is_of_another_version(images: Path) -> None:
+    (images / "SHA256SUMS").write_bytes(SUMS)
+    os.utime(images / "img", (1, 1))
+    with nginx(images) as origin:
+        source = http_source(origin.url)
+        before = source.stat("img")
+        (images / "img").write_bytes(CONTENT)
+        after = source.stat("img")
+        assert (after.version != before.version, after.digest) == (True, before.digest)
 
 
 def test_with_a_digest_another_size_is_another_image_at_once() -> None:
@@ -454,3 +479,70 @@ def test_the_authorities_in_ssl_cert_file_are_trusted(
     source.check()
     assert str(source.stat("img").digest) == DIGEST
     assert read(source) == CONTENT
+
+
+def test_a_proxy_of_the_environment_is_asked_for_images_and_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(exchange: Exchange) -> None:
+        name = exchange.uri.removeprefix("http://images.invalid/a/")
+        if name in ("img", "SHA256SUMS"):
+            exchange.send_file({"img": CONTENT, "SHA256SUMS": SUMS}[name], {"ETag": '"1"'})
+        else:
+            exchange.send_head(404, {"Content-Length": 0})
+
+    with misbehaving(answer) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        source = quick("http://images.invalid/a/")
+        assert str(source.stat("img").digest) == DIGEST
+        assert read(source) == CONTENT
+
+
+def test_a_secret_in_the_query_is_in_no_log_and_no_message(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    cut = [True]
+
+    def answer(exchange: Exchange) -> None:
+        assert exchange.uri.endswith("?token=hidden")
+        if exchange.uri.startswith("/img"):
+            exchange.send_file(CONTENT, {"ETag": '"1"'})
+        elif cut.pop() if cut else False:
+            return  # urllib3 tries again, and would say so with the URL
+        else:
+            exchange.send_head(500, {"Content-Length": 0})
+
+    with misbehaving(answer) as server:
+        source = quick(f"{server.url}?token=hidden")
+        with pytest.raises(SourceError, match="cannot verify") as caught:
+            source.stat("img")
+    assert len(server.requests) > 2
+    assert "hidden" not in caplog.text + str(caught.value)
+
+
+def test_a_list_at_a_byte_a_time_holds_up_no_image_that_another_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cachefs.sources.loading.PATIENCE", 0.3)
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.uri in ("/img", "/slow"):
+            exchange.send_file(CONTENT, {"ETag": '"1"'})
+        elif exchange.uri == "/SHA512SUMS":
+            exchange.send_head(200, {"Content-Length": 2**20})
+            while not exchange.ended.wait(0.05):
+                exchange.send(b"#")
+        elif exchange.uri == "/SHA256SUMS":
+            exchange.send_file(SUMS, {"ETag": '"1"'})
+        else:
+            exchange.send_head(404, {"Content-Length": 0})
+
+    with misbehaving(answer) as server:
+        source = quick(server.url)
+        assert str(source.stat("img").digest) == DIGEST
+        for _ in range(3):
+            with pytest.raises(SourceTimeoutError, match="'SHA512SUMS' has been arriving for"):
+                source.stat("slow")
+        assert server.requests.count("GET /SHA512SUMS") == 1
