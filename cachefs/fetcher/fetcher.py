@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds after which an ID queued by another process is noticed at the latest."""
 
+_PATIENCE = 5.0  # seconds until a queue that cannot be read is tried again
+
 _PUBLISHING = frozenset({FlightState.PUBLISHING, FlightState.PUBLISHED})
 
 
@@ -193,8 +195,7 @@ class Fetcher:
         while True:
             self._woken = trio.Event()
             if len(self._prefetching) < self._settings.fetches:
-                waiting = await trio.to_thread.run_sync(self._store.queued_ids, limiter=self._disk)
-                for image_id in waiting:
+                for image_id in await self._queued_ids():
                     if len(self._prefetching) >= self._settings.fetches:
                         break
                     if image_id not in self._prefetching and not self.is_under_way(image_id):
@@ -202,6 +203,15 @@ class Fetcher:
                         self._running.start_soon(self._prefetch, image_id)
             with trio.move_on_after(POLL):
                 await self._woken.wait()
+
+    async def _queued_ids(self) -> list[str]:
+        """The queue; empty where it cannot be read just now, for lack of descriptors, say."""
+        try:
+            return await trio.to_thread.run_sync(self._store.queued_ids, limiter=self._disk)
+        except OSError as error:
+            log.error("cannot read the queue, trying again in %.0f s: %s", _PATIENCE, error)
+            await trio.sleep(_PATIENCE)
+            return []
 
     async def _prefetch(self, image_id: str) -> None:
         """Fetch one queued image; it leaves the queue with the end of its flight."""

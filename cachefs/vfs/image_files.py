@@ -33,6 +33,7 @@ from cachefs.cache import Held, OpenImage, QuickStore
 from cachefs.drivers import Entry
 from cachefs.errors import CacheFSError, ImageNotFoundError, ReadOnlyError, StaleError
 from cachefs.fetcher import Flight
+from cachefs.kernel.descriptors import check_room
 from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.idle import IdleFiles
@@ -44,6 +45,9 @@ from cachefs.vfs.waiting import unless_interrupted
 
 _REMEMBERED_IDS = 4096
 """Image numbers whose ID is remembered: more than a node has in use."""
+
+FLIGHT_FILES = 6
+"""Descriptors of an image that is being fetched: its file, its map, connections to the source."""
 
 _LEAVING = 4096
 """Evicted images' numbers that are remembered: more than can be opened while they are evicted."""
@@ -181,7 +185,7 @@ class ImageFiles:
             return None
         try:
             file = self.cached(nodeid)
-        except StaleError:
+        except (StaleError, OSError):  # the filesystem will say so
             return None
         return self._files.grant(file, nodeid)
 
@@ -212,6 +216,15 @@ class ImageFiles:
             return self._follow(flight, inode, caller.pid)
         finally:
             flight.drop_reader()
+
+    def check_room(self, files: int = 1) -> None:
+        """Raise OSError, EMFILE, where so many descriptors more cannot be had, idle files
+        closed."""
+        try:
+            check_room(files)
+        except OSError:
+            self.idle.close()
+            check_room(files)
 
     def reopen(self, inode: int, image_id: str) -> ImageFile:
         """The file of a cached image that was opened through an earlier worker, which may have held
@@ -289,6 +302,7 @@ class ImageFiles:
             raise StaleError(f"image number {split(inode)[1]} was lost while it was open")
         image = self.idle.take(inode)
         if image is None:
+            self.check_room()
             image_id = image_id or self._image_id(inode)
             try:
                 image = self._store.open_image(image_id)

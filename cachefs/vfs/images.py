@@ -17,7 +17,7 @@ from cachefs.fetcher import Fetcher, Flight
 from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
-from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.image_files import FLIGHT_FILES, ImageFiles
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, Serials, join
 from cachefs.vfs.nodes import (
     MAX_TIMEOUT,
@@ -222,6 +222,8 @@ class Images(Directory):
         if flight is None or flight.cancelled or flight.finished.is_set():
             if self._store.get(image_id) is not None or self._lazy_by_id.get(image_id) is not node:
                 raise StaleError(f"image {image_id!r} is another by now")
+            # Those under way have not all opened what they will.
+            self._files.check_room(FLIGHT_FILES * (1 + len(self._fetcher.flights)))
             flight = self._fetcher.start(node.image)
             if flight.image != node.image:  # begun for another, who asked the source later
                 raise StaleError(f"image {image_id!r} is being fetched in another version")

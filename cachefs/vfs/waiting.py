@@ -4,6 +4,7 @@ The kernel tells of it with FUSE_INTERRUPT, which libfuse notes and pyfuse3 does
 wait looks from time to time whether its caller is to be let go (:mod:`cachefs.kernel.signals`).
 Where the caller is not to be seen (another PID namespace) the wait just goes on."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -15,7 +16,31 @@ from cachefs.kernel.signals import process_wants_to_end
 POLL = 0.1
 """Seconds between two looks: no person sees the difference, and a look takes 50 microseconds."""
 
+_MOST_LOOKS = 1000
+
 T = TypeVar("T")
+
+
+class _Looks:
+    """Processes that were looked at just now: hundreds of threads of one may wait at once, and a
+    look takes as long as it has threads."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[float, bool]] = {}
+
+    def wants_to_end(self, pid: int) -> bool:
+        """As :func:`process_wants_to_end`, :data:`POLL` late at most."""
+        now = time.monotonic()  # of all event loops alike
+        when, wants = self._found.get(pid, (-POLL, False))
+        if now - when >= POLL:
+            if len(self._found) > _MOST_LOOKS:
+                self._found.clear()
+            wants = process_wants_to_end(pid)
+            self._found[pid] = now, wants
+        return wants
+
+
+_looks = _Looks()
 
 
 async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
@@ -30,7 +55,7 @@ async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
         nonlocal interrupted
         while True:
             await trio.sleep(POLL)
-            if process_wants_to_end(pid):
+            if _looks.wants_to_end(pid):
                 interrupted = True
                 scope.cancel()
 
