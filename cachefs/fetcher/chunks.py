@@ -80,12 +80,14 @@ class ChunkMap:
         return start // self.chunk <= self._last <= (min(stop, self.size) - 1) // self.chunk
 
     def demand(self, start: int, stop: int) -> bool:
-        """Ask for [*start*, *stop*) before all else; whether any of it is not even on its way."""
+        """Ask for [*start*, *stop*) before all else; whether any of it is neither on its way nor
+        asked for already: many readers who wait would wake each other without an end."""
         first, last = start // self.chunk, (min(stop, self.size) - 1) // self.chunk
-        missing = [number for number in range(first, last + 1) if self._states[number] == _MISSING]
-        for number in missing:
-            self._demanded.setdefault(number)
-        return bool(missing)
+        before = len(self._demanded)
+        for number in range(first, last + 1):
+            if self._states[number] == _MISSING:
+                self._demanded.setdefault(number)
+        return len(self._demanded) > before
 
     def claim_demanded(self, most: int) -> Span | None:
         """The span to get for the oldest demand, with what follows it up to *most* bytes; or

@@ -168,7 +168,7 @@ class Flight:
             if self.error is not None:
                 raise without_traceback(self.error)
             if self.fd >= 0 and self._transfer.map.demand(start, stop):
-                self._transfer.changed.unpark_all()  # workers go; readers look, and wait again
+                self._transfer.idle.unpark_all()
             await self._transfer.changed.park()
 
     def has(self, start: int, stop: int) -> bool:
@@ -394,6 +394,7 @@ class Flight:
     def _become(self, state: FlightState) -> None:
         self.state = state
         self._transfer.changed.unpark_all()
+        self._transfer.idle.unpark_all()
 
     def _go_ahead(self) -> None:
         """Count among those that go first exactly while it has a reader and is not done. Not while

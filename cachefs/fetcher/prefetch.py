@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds after which an ID queued by another process is noticed at the latest."""
 
+_PATIENCE = 5.0  # seconds until a queue that cannot be read is tried again
+
 
 class Prefetcher:
     """Works off *store*'s queue, *most* images at a time. *fetch* fetches one to its end, and tells
@@ -50,7 +52,13 @@ class Prefetcher:
             while True:
                 self._woken = trio.Event()
                 if len(self._fetching) < self._most:
-                    await self._start_some(nursery)
+                    try:
+                        await self._start_some(nursery)
+                    except OSError as error:  # for lack of descriptors, say
+                        log.error(
+                            "cannot read the queue, trying again in %.0f s: %s", _PATIENCE, error
+                        )
+                        await trio.sleep(_PATIENCE)
                 with trio.move_on_after(POLL):
                     await self._woken.wait()
 

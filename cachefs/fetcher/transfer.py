@@ -77,6 +77,7 @@ class Transfer:
         self._downloads = trio.CapacityLimiter(self._fillers + self._urgent)
         self.map = ChunkMap(image.size)
         self.changed = trio.lowlevel.ParkingLot()
+        self.idle = trio.lowlevel.ParkingLot()  # workers; readers, who may be many, are not woken
 
     async def run(self, fd: int, partial: PartialMap) -> None:
         """Get every chunk that *partial* lacks, into the file *fd*. Raises the error that stopped
@@ -85,6 +86,7 @@ class Transfer:
         self._reports = Reports(self._arrived)
         self.map = ChunkMap(self._image.size, present=partial.present())
         self.changed.unpark_all()
+        self.idle.unpark_all()
         try:
             await gather(
                 lambda: self._reports.listen(lambda: self.map.complete, self._is_read),
@@ -123,7 +125,7 @@ class Transfer:
     async def _get_or_wait(self, span: Span | None, retry: RetryPolicy) -> None:
         if span is None:
             if not self.map.complete:
-                await self.changed.park()
+                await self.idle.park()
             return
         try:
             await self._get(span)
@@ -137,6 +139,7 @@ class Transfer:
             self._reports.take_in()
             self.map.release(span)  # once: from here on it may be another worker's
             self.changed.unpark_all()
+            self.idle.unpark_all()
         with trio.move_on_after(pause):
             await self._all_here()
 
@@ -206,6 +209,7 @@ class Transfer:
     def _arrived(self, start: int, stop: int) -> None:
         self.map.arrived(start, stop)
         self.changed.unpark_all()
+        self.idle.unpark_all()
         if self.map.complete:
             self._reports.wake()
             self._traffic.precedence.look_again()

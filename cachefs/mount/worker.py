@@ -3,13 +3,13 @@ which hands it the settings."""
 
 import logging
 import os
-import resource
 import sys
 
 import trio
 
 from cachefs.cache.layout import Layout
 from cachefs.errors import CacheFSError, MountError
+from cachefs.kernel.descriptors import raise_limit
 from cachefs.mount.attachment import Attachment
 from cachefs.mount.daemon import serve
 from cachefs.mount.logs import known_secrets, log_to, more
@@ -48,11 +48,9 @@ def main() -> int:
 
 
 def _raise_limit() -> None:
-    """An image that is open takes a descriptor; the soft limit is for programs that use select(2)
-    (getrlimit(2)), which this does not."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """An image that is open takes a descriptor."""
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        raise_limit()
     except (OSError, ValueError) as error:
         log.warning("the limit of open files stays as it is: %s", error)
 

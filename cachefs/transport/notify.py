@@ -68,6 +68,8 @@ class Notifier:
         while (message := self._queue.get()) is not None:
             try:
                 self._pass_on(message)
+            except OSError as error:
+                log.warning("the kernel cannot be told that a name is gone: %s", error)
             except Exception:
                 log.exception("notification")
         if self._lifeline is None:

@@ -46,8 +46,13 @@ _LOOKS = 12  # for what follows a request that was answered here: it comes in so
 # and a turn of the event loop takes as long
 _PATIENCE = 3  # turns of the event loop in which to look for more before sleeping
 _INTERRUPT_POLL = 0.1  # seconds
-TASKS: Final = 400
-"""pyfuse3's handlers at once: more requests wait, whatever they are."""
+_INTERRUPT_SHARE = (
+    10  # times as long as looking at all who wait took is served before the next look
+)
+TASKS: Final = 2000
+"""pyfuse3's handlers at once: more requests wait, whatever they are, so it is more than can wait
+for a source that has stalled: :data:`MAX_BACKGROUND` of readahead, and one of each reader. A
+handler that waits takes some pages."""
 
 
 class Gate(Protocol):
@@ -334,9 +339,11 @@ class RelayTransport:
             await self._watch.wait()
             self._watch = trio.Event()
             while self._exchange.waiting:
+                began = time.perf_counter()
                 self._exchange.watch_reads()
                 self._exchange.check_interrupted()
-                await trio.sleep(_INTERRUPT_POLL)
+                took = time.perf_counter() - began
+                await trio.sleep(max(_INTERRUPT_POLL, took * _INTERRUPT_SHARE))
 
     def _send_soon(self, message: bytes) -> None:
         """Send to libfuse, or with the next request where there is no room now."""

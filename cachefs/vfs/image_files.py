@@ -41,6 +41,7 @@ from cachefs.errors import (
     StaleError,
 )
 from cachefs.fetcher import Flight
+from cachefs.kernel.descriptors import check_room
 from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.idle import IdleFiles
@@ -55,6 +56,9 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED_IDS = 4096
 """Image numbers whose ID is remembered: more than a node has in use."""
+
+FLIGHT_FILES = 6
+"""Descriptors of an image that is being fetched: its file, its map, connections to the source."""
 
 _LEAVING = 4096
 """Evicted images' numbers that are remembered: more than can be opened while they are evicted."""
@@ -221,7 +225,7 @@ class ImageFiles:
             return None
         try:
             file = self.cached(nodeid)
-        except (StaleError, IndexBusyError):
+        except (StaleError, IndexBusyError, OSError):  # the filesystem will say so
             return None
         return self._files.grant(file, nodeid)
 
@@ -260,6 +264,15 @@ class ImageFiles:
             return self._follow(flight, inode, caller.pid)
         finally:
             flight.drop_reader()
+
+    def check_room(self, files: int = 1) -> None:
+        """Raise OSError, EMFILE, where so many descriptors more cannot be had, idle files
+        closed."""
+        try:
+            check_room(files)
+        except OSError:
+            self.idle.close()
+            check_room(files)
 
     async def reopen(self, inode: int, image_id: str) -> ImageFile:
         """The file of a cached image that was opened through an earlier worker, which may have held
@@ -380,6 +393,7 @@ class ImageFiles:
     def _open(self, inode: int, image_id: str | None) -> ImageFile:
         image = self.idle.take(inode)
         if image is None:
+            self.check_room()
             image_id = image_id or self._image_id(inode)
             try:
                 image = self._store.open_image(image_id)

@@ -30,7 +30,7 @@ from cachefs.image import State, check_image_id
 from cachefs.sources import SourceImage
 from cachefs.vfs.expected import Expected
 from cachefs.vfs.hits import Hits
-from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.image_files import FLIGHT_FILES, ImageFiles
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, Serials, join
 from cachefs.vfs.nodes import (
     MAX_TIMEOUT,
@@ -318,6 +318,8 @@ class Images(Directory):
     def _flight(self, node: LazyNode) -> Flight:
         """The fetch of a node's version. Raises StaleError where another version is fetched."""
         if node.flight is None or not node.flight.can_be_joined:
+            # Those under way have not all opened what they will.
+            self._files.check_room(FLIGHT_FILES * (1 + len(self._fetcher.flights)))
             flight = self._fetcher.start(node.image)
             if not is_same_version(flight.image, node.image):
                 # begun for another, who asked the source later

@@ -5,6 +5,7 @@ wait looks from time to time whether its caller is to be let go (:mod:`cachefs.k
 has gone: the relay answers an interrupt by itself, and the caller need not outlive that. Where the
 caller is not to be seen (another PID namespace) the wait just goes on."""
 
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,32 @@ from cachefs.kernel.signals import process_wants_to_end
 POLL = 0.1
 """Seconds between two looks: no person sees the difference, and a look takes 50 microseconds."""
 
+_MOST_LOOKS = 1000
+
 T = TypeVar("T")
+
+
+class _Looks:
+    """Processes that wanted nothing just now: hundreds of threads of one may wait at once, and a
+    look takes as long as it has threads."""
+
+    def __init__(self) -> None:
+        self._quiet: dict[int, float] = {}
+
+    def wants_to_end(self, pid: int) -> bool:
+        """As :func:`process_wants_to_end`, :data:`POLL` late at most."""
+        now = time.monotonic()  # of all event loops alike
+        if now - self._quiet.get(pid, -POLL) < POLL:
+            return False
+        if process_wants_to_end(pid):
+            return True
+        if len(self._quiet) > _MOST_LOOKS:
+            self._quiet.clear()
+        self._quiet[pid] = now
+        return False
+
+
+_looks = _Looks()
 
 
 async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
@@ -33,7 +59,7 @@ async def unless_interrupted(pid: int, wait: Callable[[], Awaitable[T]]) -> T:
         seen = _is_there(pid)
         while True:
             await trio.sleep(POLL)
-            if process_wants_to_end(pid) or (seen and not _is_there(pid)):
+            if _looks.wants_to_end(pid) or (seen and not _is_there(pid)):
                 interrupted = True
                 scope.cancel()
 

@@ -63,8 +63,9 @@ class Chunks(RuleBasedStateMachine):
             asked = []
         news = [number for number in asked if number in self.missing]
         if start < stop:
+            news = [number for number in news if number not in self.wanted]
             assert self.map.demand(start, start + length) == bool(news)
-            self.wanted += [number for number in news if number not in self.wanted]
+            self.wanted += news
 
     @rule(target=spans, most=st.integers(0, 100))
     def claim_demanded(self, most: int) -> Span:
