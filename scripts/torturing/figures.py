@@ -4,6 +4,7 @@ Owns the counting, the table and the JSON; knows nothing of what is counted.
 """
 
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ class Figures:
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     left_out: str = ""
+    _known: set[str] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def operation(self, count: int = 1) -> None:
@@ -51,9 +53,12 @@ class Figures:
             self.longest = max(self.longest, seconds)
 
     def error(self, text: str) -> None:
-        """Something is not as promised; *text* says what. The same text counts once."""
+        """Something is not as promised; *text* says what. What differs in numbers only counts
+        once."""
+        kind = re.sub(r"[0-9]+", "#", text)
         with self._lock:
-            if text not in self.errors:
+            if kind not in self._known:
+                self._known.add(kind)
                 self.errors.append(text)
 
     def as_dict(self) -> dict[str, object]:

@@ -128,7 +128,7 @@ class Index:
 
     name = "index"
     disturbs = "`cache.db` damaged in every way; locks held by strangers for seconds"
-    least = 10.0
+    least = 7.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

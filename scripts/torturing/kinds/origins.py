@@ -179,7 +179,7 @@ class Origins:
 
     name = "origin"
     disturbs = "an origin slow, endless, lying, redirecting, compressing, listing, busy, cut off"
-    least = 12.0
+    least = 10.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

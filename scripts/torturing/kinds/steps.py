@@ -95,7 +95,7 @@ class Steps:
     disturbs = (
         "kill -9 or an error at every system call of publish, evict, queue, hit, resume, start"
     )
-    least = 14.0
+    least = 10.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

@@ -76,7 +76,7 @@ class User:
 
     name = "user"
     disturbs = "a hostile local user: private files, locks, planted links, signals, secrets"
-    least = 6.0
+    least = 8.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:
@@ -91,13 +91,15 @@ class User:
             turn += 1
 
     def _attack(self, world: World, mount: Mount, image: str) -> None:
+        # What the administrator has typed is for them to hide; what we start is for us.
+        own = mount.process.pid if mount.process is not None else 0
         place = {
             "mnt": str(mount.mountpoint),
             "cache": str(mount.cache_dir),
             "log": str(mount.log),
             "image": image,
             "secret": SECRET,
-            "pids": marked(mount.home),
+            "pids": [pid for pid in marked(mount.home) if pid != own],
         }
         words = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
         done = run([*words, _python(), "-c", PROGRAM, json.dumps(place)], 45, check=False)
