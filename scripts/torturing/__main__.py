@@ -95,7 +95,12 @@ def run_cells(
                 number, cell = next(waiting, (-1, None))
             if cell is None:
                 return
-            row = run_cell(cell, seed, options, arguments.dir, keep=arguments.keep)
+            try:
+                row = run_cell(cell, seed, options, arguments.dir, keep=arguments.keep)
+            except Exception as error:  # noqa: BLE001 - the harness's own fault is none of success
+                row = Figures(cell.kind.name, str(cell.combo))
+                row.error(f"the harness: {type(error).__name__}: {error}")
+                traceback.print_exc()
             with lock:
                 rows[number] = row
                 _say(row)
@@ -105,7 +110,7 @@ def run_cells(
         thread.start()
     for thread in threads:
         thread.join()
-    return [rows[number] for number in sorted(rows)]
+    return [rows[number] for number in range(len(cells))]
 
 
 def run_cell(cell: Cell, seed: int, options: Options, directory: Path, *, keep: bool) -> Figures:

@@ -55,6 +55,7 @@ class Figures:
     def error(self, text: str) -> None:
         """Something is not as promised; *text* says what. What differs in numbers only counts
         once."""
+        text = text.encode(errors="backslashreplace").decode()  # names of files need be no UTF-8
         kind = re.sub(r"[0-9]+", "#", text)
         with self._lock:
             if kind not in self._known:

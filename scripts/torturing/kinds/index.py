@@ -158,6 +158,8 @@ class Index:
         if not path.is_file():  # the xattr driver's is none of its business
             _clear(path)
             path.write_bytes(rng.randbytes(4096))
+        if path.is_symlink() and rng.random() < 0.7:
+            path = path.resolve()  # the index itself, wherever it is kept
         with contextlib.suppress(sqlite3.Error):
             damage(path, rng)
         world.figures.fault()
