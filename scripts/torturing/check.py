@@ -91,9 +91,14 @@ def check_record(mount: Mount, image: Image, figures: Figures) -> None:
         return
     if (record.get("image_id"), record.get("size")) != (image.name, image.size):
         figures.error(f"the record of {image.name} is of another image: {record}")
-    algorithm, colon, digits = str(record.get("checksum") or "").rpartition(":")
-    if digits and digits != image.digest(algorithm if colon else "md5"):
-        figures.error(f"the record of {image.name} has a wrong checksum")
+    text = str(record.get("checksum") or "")
+    algorithm, colon, digits = text.rpartition(":")
+    try:
+        right = not text or digits == image.digest(algorithm if colon else "md5")
+    except ValueError:
+        right = False
+    if not right:
+        figures.error(f"the record of {image.name} has a wrong checksum: {text[:100]!r}")
 
 
 def _differs(data: bytes, image: Image) -> str:
