@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from torturing.content import Image
 from torturing.kind import COMBOS
+from torturing.kinds.background import meanwhile
 from torturing.mount import Mount
 from torturing.origin import PIECE, Manner, Request
 from torturing.patience import until
@@ -168,7 +169,8 @@ MANNERS: tuple[Manner, ...] = (
 )
 
 CONVINCING = (shorter, shifted_range, wrong_bytes, zeros, endless)
-"""Of these only a digest tells that they are wrong."""
+"""Of these only a digest tells that they are wrong, at the end: a reader of an image under way may
+get what the origin says. What is published must be right all the same."""
 
 PASSING = (busy, unavailable)
 """After these a queued image is fetched without being asked for again."""
@@ -207,7 +209,7 @@ class Origins:
             mount.touch(f"queue/{image.name}")
         with (
             world.readers(mount, good, ("open", "list")),
-            world.readers(mount, bad, ("open", "open", "keep"), tolerate=TOLERATED),
+            world.readers(mount, told, ("open", "open", "keep"), tolerate=TOLERATED),
         ):
             time.sleep(min(6.0, TIMEOUT + 1.0))
             mount.status()
@@ -218,6 +220,8 @@ class Origins:
     def _recover(self, world: World, mount: Mount, manners: dict[str, Manner]) -> None:
         for name, manner in manners.items():
             if manner not in PASSING:
+                with contextlib.suppress(OSError):
+                    mount.remove(f"queue/{name}")  # its next try may be minutes away
                 with contextlib.suppress(OSError):
                     mount.touch(f"queue/{name}")
         if until(lambda: set(manners) <= set(mount.listed("cached")), 40):
