@@ -207,7 +207,16 @@ class Origins:
         names = {image.name: manner for image, manner in zip(bad, manners, strict=True)}
         for image in bad:
             mount.touch(f"queue/{image.name}")
+        told = [image for image in bad if names[image.name] not in CONVINCING] or good
+        lied = [image.name for image in bad if names[image.name] in CONVINCING]
+        dice = random.Random(rng.random())
+
+        def read_a_lie() -> None:
+            if lied:
+                mount.read(dice.choice(lied))
+
         with (
+            meanwhile(read_a_lie, world.figures, 0.2, name="reader"),
             world.readers(mount, good, ("open", "list")),
             world.readers(mount, told, ("open", "open", "keep"), tolerate=TOLERATED),
         ):
