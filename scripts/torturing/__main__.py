@@ -18,6 +18,7 @@ from torturing.figures import Figures, Run, write_readme
 from torturing.kind import COMBOS, Combo, Kind, LeftOutError
 from torturing.kinds import KINDS
 from torturing.patience import HangError, limited
+from torturing.processes import leftovers
 from torturing.world import Options, World
 
 GRACE = 240.0
@@ -110,7 +111,11 @@ def run_cells(
         thread.start()
     for thread in threads:
         thread.join()
-    return [rows[number] for number in range(len(cells))]
+    done = [rows[number] for number in range(len(cells))]
+    if os.getpid() == 1:  # of a namespace of its own: whatever is left is of this run
+        for text in leftovers():
+            done[-1].error(f"a process stays: {text}")
+    return done
 
 
 def run_cell(cell: Cell, seed: int, options: Options, directory: Path, *, keep: bool) -> Figures:
@@ -128,7 +133,7 @@ def run_cell(cell: Cell, seed: int, options: Options, directory: Path, *, keep: 
         limited(
             lambda: cell.kind.run(world, random.Random(f"{seed}/{cell}"), began + cell.seconds),
             f"the kind {cell.kind.name}",
-            cell.seconds + GRACE,
+            cell.seconds + GRACE + options.kills * 15,
         )
     except LeftOutError as reason:
         figures.left_out = str(reason)

@@ -71,6 +71,11 @@ class Kills:
             raise HangError("no other worker within 45 s of a kill")
         world.figures.gap(time.monotonic() - began)
         time.sleep(rng.uniform(0, 0.8))
+        if world.combo.transport == "relay" and rng.random() < 0.15:
+            done = mount.cli("upgrade")
+            world.figures.operation()
+            if done.status:
+                world.figures.error(f"cachefs upgrade ended with {done.status}: {done.stderr}")
 
     def _kill_all(
         self, world: World, mount: Mount, images: list[Image], rng: random.Random

@@ -216,6 +216,7 @@ class Steps:
         with _answers():
             if mount.read(image.name) != image.read(0, image.size):
                 figures.error(f"after {what}: wrong bytes")
+            figures.images()
         with _answers():
             mount.remove(f"cached/{image.name}")
 
