@@ -48,10 +48,24 @@ def check(
         return
     try:
         mount.stop()
-    except HangError as error:
+        clear_scratch(mount)
+    except (HangError, StartError) as error:
         figures.error(f"check: {error}")
         return
     check_directory(mount.cache_dir, figures, max_size=max_size, driver=mount.combo.driver)
+
+
+def clear_scratch(mount: Mount) -> None:
+    """What a killed process was about to rename goes at a start, but only once it is old enough to
+    be no other process's: so it is made old."""
+    scratch = mount.cache_dir / ".cachefs" / "scratch"
+    left = names(scratch)
+    for name in left:
+        with contextlib.suppress(OSError):
+            os.utime(scratch / name, (0, 0), follow_symlinks=False)
+    if left:
+        mount.start()
+        mount.stop()
 
 
 def check_images(mount: Mount, images: Mapping[str, Image], figures: Figures) -> None:
