@@ -47,7 +47,7 @@ def main() -> int:
     print(f"seed {seed}, {len(cells)} cells, {arguments.minutes:g} minutes", flush=True)
     options = Options(arguments.kills, arguments.glance, install=arguments.minutes >= 5)
     rows = run_cells(cells, seed, options, arguments)
-    run = Run(seed, arguments.minutes, rows)
+    run = Run(seed, arguments.minutes, arguments.jobs, rows)
     disturbs = {name: kind.disturbs for name, kind in KINDS.items() if _ran(name, rows)}
     print(f"\n{run.markdown(disturbs)}\n{run.errors} errors")
     if arguments.json:

@@ -74,6 +74,7 @@ class Run:
 
     seed: int
     minutes: float
+    jobs: int
     rows: list[Figures]
 
     @property
@@ -89,6 +90,7 @@ class Run:
             "python": platform.python_version(),
             "seed": self.seed,
             "minutes": self.minutes,
+            "jobs": self.jobs,
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -107,7 +109,8 @@ class Run:
         when = time.strftime("%Y-%m-%d")
         lines.append("")
         lines.append(
-            f"`scripts/torture --minutes {self.minutes:g} --seed {self.seed}` on {when}, "
+            f"`scripts/torture --minutes {self.minutes:g} --jobs {self.jobs} --seed {self.seed}` "
+            f"on {when}, "
             f"Linux {platform.release().partition('-')[0]}."
         )
         return "\n".join(lines) + "\n"
