@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torturing.figures import Figures, Run, write_readme
 from torturing.kind import COMBOS, Combo, Kind, LeftOutError
 from torturing.kinds import KINDS
 from torturing.patience import HangError, limited
+from torturing.processes import leftovers
 from torturing.world import Options, World
 
 GRACE = 240.0
@@ -39,17 +41,13 @@ def main() -> int:
     """Run what is asked for; 1 where there is an error, 2 for wrong usage."""
     arguments = _parser().parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
-    cells = plan(_chosen(arguments.only), arguments.minutes * 60, seed)
+    cells = plan(_chosen(arguments.only), arguments.minutes * 60 * arguments.jobs, seed)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     print(f"seed {seed}, {len(cells)} cells, {arguments.minutes:g} minutes", flush=True)
     options = Options(arguments.kills, arguments.glance, install=arguments.minutes >= 5)
-    rows = []
-    for cell in cells:
-        row = run_cell(cell, seed, options, arguments.dir, keep=arguments.keep)
-        rows.append(row)
-        _say(row)
-    run = Run(seed, arguments.minutes, rows)
+    rows = run_cells(cells, seed, options, arguments)
+    run = Run(seed, arguments.minutes, arguments.jobs, rows)
     disturbs = {name: kind.disturbs for name, kind in KINDS.items() if _ran(name, rows)}
     print(f"\n{run.markdown(disturbs)}\n{run.errors} errors")
     if arguments.json:
@@ -84,6 +82,42 @@ def plan(chosen: list[tuple[Kind, Combo]], seconds: float, seed: int) -> list[Ce
     ]
 
 
+def run_cells(
+    cells: list[Cell], seed: int, options: Options, arguments: argparse.Namespace
+) -> list[Figures]:
+    """Run all, ``--jobs`` at a time; their figures, in order."""
+    rows: dict[int, Figures] = {}
+    waiting = iter(list(enumerate(cells)))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                number, cell = next(waiting, (-1, None))
+            if cell is None:
+                return
+            try:
+                row = run_cell(cell, seed, options, arguments.dir, keep=arguments.keep)
+            except Exception as error:  # noqa: BLE001 - the harness's own fault is none of success
+                row = Figures(cell.kind.name, str(cell.combo))
+                row.error(f"the harness: {type(error).__name__}: {error}")
+                traceback.print_exc()
+            with lock:
+                rows[number] = row
+                _say(row)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(arguments.jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = [rows[number] for number in range(len(cells))]
+    if os.getpid() == 1:  # of a namespace of its own: whatever is left is of this run
+        for text in leftovers():
+            done[-1].error(f"a process stays: {text}")
+    return done
+
+
 def run_cell(cell: Cell, seed: int, options: Options, directory: Path, *, keep: bool) -> Figures:
     """Run a kind on a combination; every failure of it is in the figures, with how to have it
     again."""
@@ -99,7 +133,7 @@ def run_cell(cell: Cell, seed: int, options: Options, directory: Path, *, keep: 
         limited(
             lambda: cell.kind.run(world, random.Random(f"{seed}/{cell}"), began + cell.seconds),
             f"the kind {cell.kind.name}",
-            cell.seconds + GRACE,
+            cell.seconds + GRACE + options.kills * 15,
         )
     except LeftOutError as reason:
         figures.left_out = str(reason)
@@ -117,9 +151,9 @@ def run_cell(cell: Cell, seed: int, options: Options, directory: Path, *, keep: 
     if figures.errors or keep:
         text = "\n".join(figures.errors)
         (home / "errors.txt").write_text(f"--seed {seed} --only {cell}\n{text}\n")
-        print(f"\nFAILED: --seed {seed} --only {cell}\n  evidence: {home}")
-        for line in figures.errors:
-            print(f"  {line}")
+        if figures.errors:
+            said = "".join(f"\n  {line}" for line in figures.errors)
+            print(f"\nFAILED: --seed {seed} --only {cell}\n  evidence: {home}{said}", flush=True)
     else:
         world.remove()
         shutil.rmtree(home, ignore_errors=True)
@@ -169,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="a kind, or kind:transport/driver"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time, each in its world")
     parser.add_argument("--kills", type=int, default=0, help="notify: so many kills, no time")
     parser.add_argument("--glance", type=Path, help="a virtual environment with Glance in it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")

@@ -11,6 +11,7 @@ Commands come on standard input: ``snap COUNT SEED PATH`` writes the disk to PAT
 writes, and says ``done PATH``; ``now SEED PATH`` does so at once.
 """
 
+import ctypes
 import errno
 import os
 import random
@@ -24,6 +25,10 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, InodeT
 
 DISK = InodeT(2)
 MIB = 2**20
+
+_CLONE_NEWNS = 0x00020000  # linux/sched.h
+_MNT_DETACH = 2  # umount2(2)
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000  # linux/mount.h
 
 
 class Disk(pyfuse3.Operations):
@@ -127,6 +132,20 @@ async def _serve(disk: Disk) -> None:
         nursery.cancel_scope.cancel()
 
 
+def _leave_the_mounts(mountpoint: str) -> None:
+    """Go on in a mount namespace of its own, without the disk. Where everything is killed at once,
+    the last process of a namespace unmounts what is in it; the filesystem on the disk would be
+    written to the disk by the very process that is the disk, which would wait for itself for
+    ever."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.unshare(_CLONE_NEWNS)
+        or libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+        or libc.umount2(os.fsencode(mountpoint), _MNT_DETACH)
+    ):
+        raise OSError(ctypes.get_errno(), "cannot have a mount namespace")
+
+
 def main() -> None:
     """Serve until it is unmounted."""
     mountpoint, mib = sys.argv[1:]
@@ -134,11 +153,12 @@ def main() -> None:
     options = set(pyfuse3.default_options) | {"fsname=torture-disk"}
     options.discard("default_permissions")
     pyfuse3.init(disk, mountpoint, options)
+    _leave_the_mounts(mountpoint)
     print("ready", flush=True)
     try:
         trio.run(_serve, disk)
     finally:
-        pyfuse3.close(unmount=True)
+        pyfuse3.close(unmount=False)
         os._exit(0)  # a thread waits for standard input
 
 

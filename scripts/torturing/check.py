@@ -6,6 +6,7 @@ itself, with none of the cache's own code.
 """
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,9 @@ from torturing.patience import HangError, until
 
 OWN = ("cache.db", "incomplete", "invalid", "queue", ".cachefs")
 """What begins so at the top of a cache directory is no image."""
+
+GLANCES = {"image_cache_db_init", "checkme"}
+"""Nor are these, which Glance leaves there: its lock, and what it tries attributes on."""
 
 
 def check(
@@ -44,10 +48,24 @@ def check(
         return
     try:
         mount.stop()
-    except HangError as error:
+        clear_scratch(mount)
+    except (HangError, StartError) as error:
         figures.error(f"check: {error}")
         return
     check_directory(mount.cache_dir, figures, max_size=max_size, driver=mount.combo.driver)
+
+
+def clear_scratch(mount: Mount) -> None:
+    """What a killed process was about to rename goes at a start, but only once it is old enough to
+    be no other process's: so it is made old."""
+    scratch = mount.cache_dir / ".cachefs" / "scratch"
+    left = names(scratch)
+    for name in left:
+        with contextlib.suppress(OSError):
+            os.utime(scratch / name, (0, 0), follow_symlinks=False)
+    if left:
+        mount.start()
+        mount.stop()
 
 
 def check_images(mount: Mount, images: Mapping[str, Image], figures: Figures) -> None:
@@ -72,6 +90,29 @@ def check_images(mount: Mount, images: Mapping[str, Image], figures: Figures) ->
             )
             if not known:
                 figures.error(f"{name} is in cached/ with wrong bytes: {_differs(data, image)}")
+            continue
+        check_record(mount, image, figures)
+
+
+def check_record(mount: Mount, image: Image, figures: Figures) -> None:
+    """The record of a cached image says what its bytes are."""
+    try:
+        record = json.loads(mount.show(f"cached/{image.name}"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        figures.error(f"the record of {image.name} cannot be read: {error}")
+        return
+    if (record.get("image_id"), record.get("size")) != (image.name, image.size):
+        figures.error(f"the record of {image.name} is of another image: {record}")
+    text = str(record.get("checksum") or "")
+    algorithm, colon, digits = text.rpartition(":")
+    try:
+        right = not text or digits == image.digest(algorithm if colon else "md5")
+    except ValueError:
+        right = False
+    if not right:
+        figures.error(f"the record of {image.name} has a wrong checksum: {text[:100]!r}")
 
 
 def _differs(data: bytes, image: Image) -> str:
@@ -148,7 +189,7 @@ def check_index(cache_dir: Path, there: Mapping[str, int], figures: Figures) -> 
 def published(cache_dir: Path) -> Iterator[tuple[str, int]]:
     """The images at the top, with their sizes."""
     for name, size in files(cache_dir):
-        if not name.startswith((".", *OWN)):
+        if not name.startswith((".", *OWN)) and name not in GLANCES:
             yield name, size
 
 

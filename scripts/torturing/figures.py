@@ -4,6 +4,7 @@ Owns the counting, the table and the JSON; knows nothing of what is counted.
 """
 
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ class Figures:
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     left_out: str = ""
+    _known: set[str] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def operation(self, count: int = 1) -> None:
@@ -51,9 +53,13 @@ class Figures:
             self.longest = max(self.longest, seconds)
 
     def error(self, text: str) -> None:
-        """Something is not as promised; *text* says what. The same text counts once."""
+        """Something is not as promised; *text* says what. What differs in numbers only counts
+        once."""
+        text = text.encode(errors="backslashreplace").decode()  # names of files need be no UTF-8
+        kind = re.sub(r"[0-9]+", "#", text)
         with self._lock:
-            if text not in self.errors:
+            if kind not in self._known:
+                self._known.add(kind)
                 self.errors.append(text)
 
     def as_dict(self) -> dict[str, object]:
@@ -68,6 +74,7 @@ class Run:
 
     seed: int
     minutes: float
+    jobs: int
     rows: list[Figures]
 
     @property
@@ -83,6 +90,7 @@ class Run:
             "python": platform.python_version(),
             "seed": self.seed,
             "minutes": self.minutes,
+            "jobs": self.jobs,
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -101,7 +109,8 @@ class Run:
         when = time.strftime("%Y-%m-%d")
         lines.append("")
         lines.append(
-            f"`scripts/torture --minutes {self.minutes:g} --seed {self.seed}` on {when}, "
+            f"`scripts/torture --minutes {self.minutes:g} --jobs {self.jobs} --seed {self.seed}` "
+            f"on {when}, "
             f"Linux {platform.release().partition('-')[0]}."
         )
         return "\n".join(lines) + "\n"

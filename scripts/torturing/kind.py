@@ -29,8 +29,9 @@ class LeftOutError(Exception):
 
 
 class Kind(Protocol):
-    """One kind of fault. *name* is for ``--only``, *disturbs* one line for the table; *least* are
-    the seconds that one round takes, *combos* those it makes sense on."""
+    """One kind of fault; it keeps nothing between two runs, which may be at the same time. *name*
+    is for ``--only``, *disturbs* one line for the table; *least* are the seconds that one round
+    takes, *combos* those it makes sense on."""
 
     name: str
     disturbs: str

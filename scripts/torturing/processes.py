@@ -33,6 +33,20 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
+def leftovers() -> list[str]:
+    """The processes beside this one, in a PID namespace of its own, that have not ended: a zombie
+    has, unless a thread of it is stuck in the kernel."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            ended = not is_alive(int(entry.name))
+            if not ended or len(list((entry / "task").iterdir())) > 1:
+                found.append(describe(int(entry.name)))
+    return found
+
+
 def describe(pid: int) -> str:
     """Its number, state and command, for a report."""
     try:

@@ -124,6 +124,7 @@ class World:
         self._numbers += 1
         group = Readers(mount.mountpoint, images, modes, self.home, f"{self.seed}/{self._numbers}")
         try:
+            until(lambda: len(group.reports()) == len(modes), 20)
             yield group
         finally:
             hung = group.stop()

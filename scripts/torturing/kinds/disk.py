@@ -33,7 +33,7 @@ class Disk:
 
     name = "disk"
     disturbs = "cache directory on a small ext4 or tmpfs: full, no inodes, read-only, removed"
-    least = 10.0
+    least = 8.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

@@ -27,7 +27,7 @@ class Glance:
 
     name = "glance"
     disturbs = "a real Glance caches the same images in the same directory, killed and not"
-    least = 12.0
+    least = 10.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

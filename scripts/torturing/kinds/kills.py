@@ -4,6 +4,7 @@ import contextlib
 import random
 import time
 
+from torturing.content import Image
 from torturing.kind import COMBOS
 from torturing.mount import Mount
 from torturing.patience import HangError, until
@@ -37,7 +38,7 @@ class Kills:
                 while time.monotonic() < ended:
                     self._load(world, mount, rng)
                     self._kill_worker(world, mount, rng)
-            self._kill_all(world, mount, rng)
+            self._kill_all(world, mount, images, rng)
             world.check(mount, LIMIT)
             if time.monotonic() > deadline:
                 return
@@ -70,8 +71,15 @@ class Kills:
             raise HangError("no other worker within 45 s of a kill")
         world.figures.gap(time.monotonic() - began)
         time.sleep(rng.uniform(0, 0.8))
+        if world.combo.transport == "relay" and rng.random() < 0.15:
+            done = mount.cli("upgrade")
+            world.figures.operation()
+            if done.status:
+                world.figures.error(f"cachefs upgrade ended with {done.status}: {done.stderr}")
 
-    def _kill_all(self, world: World, mount: Mount, rng: random.Random) -> None:
+    def _kill_all(
+        self, world: World, mount: Mount, images: list[Image], rng: random.Random
+    ) -> None:
         """The supervisor alone, then the worker; or both at once; the directory is left as it
         was."""
         if rng.random() < 0.3:
@@ -81,5 +89,9 @@ class Kills:
         if rng.random() < 0.5 and mount.process is not None:
             kill(mount.process.pid)
             time.sleep(rng.uniform(0, 0.5))
+            if not until(mount.answers, 20):
+                world.figures.error("the mount does not outlive its supervisor")
+            with world.readers(mount, images, tolerate=("ENOSPC",)):
+                time.sleep(1)
         mount.kill_all()
         mount.destroy()

@@ -23,7 +23,7 @@ class LimitsByMeasure:
 
     name = "limits"
     disturbs = "fetches of random sizes, pins and limits moving, `rm` of open images"
-    least = 8.0
+    least = 6.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

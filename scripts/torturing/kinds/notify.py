@@ -26,7 +26,7 @@ class Notify:
 
     name = "notify"
     disturbs = "kill -9 of the worker while `ls` loops and images are evicted"
-    least = 8.0
+    least = 6.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

@@ -77,7 +77,7 @@ class Power:
 
     name = "power"
     disturbs = "power loss: the disk as it was at a random write, mounted and checked"
-    least = 12.0
+    least = 10.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:

@@ -95,7 +95,7 @@ class Steps:
     disturbs = (
         "kill -9 or an error at every system call of publish, evict, queue, hit, resume, start"
     )
-    least = 14.0
+    least = 10.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:
@@ -216,6 +216,7 @@ class Steps:
         with _answers():
             if mount.read(image.name) != image.read(0, image.size):
                 figures.error(f"after {what}: wrong bytes")
+            figures.images()
         with _answers():
             mount.remove(f"cached/{image.name}")
 

@@ -11,6 +11,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torturing.content import Image
@@ -118,7 +119,7 @@ class Tamper:
     disturbs = (
         "images cut, extended, overwritten, replaced, linked, locked, removed; mounted and not"
     )
-    least = 10.0
+    least = 5.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:
@@ -142,12 +143,32 @@ class Tamper:
         self._read_all(world, mount, images, victims, "mounted")
         mount.stop()
         self._do(world, mount, offline, rng)
+        littered = self._litter(world, mount, rng)
         mount.start()
         self._read_all(world, mount, images, victims, "not mounted")
-        self._forget(mount, images)
+        self._forget(mount, images, littered)
         run(["chattr", "-R", "-f", "-i", mount.cache_dir], 10, check=False)
         world.check(mount, 64 * MIB)
         mount.destroy()
+
+    def _litter(self, world: World, mount: Mount, rng: random.Random) -> list[Path]:
+        """What makes no sense where a mount reads its state at its start; the files."""
+        littered: list[Path] = []
+        private = mount.cache_dir / ".cachefs"
+        for place in ("maps", "held", "failed", "priorities"):
+            garbage = rng.choice((b"", b"\xff" * 50, b"[" * 100_000, b'{"size": -1}', b"null"))
+            path = private / place / rng.choice(("1", "1.json", "image-x", "\udcff"))
+            with contextlib.suppress(OSError):
+                path.write_bytes(garbage)
+                littered.append(path)
+                world.figures.fault()
+        for place in ("queue", "incomplete", "invalid", ".cachefs/failed"):
+            litter = mount.cache_dir / place / f"litter-{rng.randrange(3)}"
+            with contextlib.suppress(OSError):
+                rng.choice((litter.mkdir, litter.touch, partial(os.mkfifo, litter)))()
+                littered.append(litter)
+                world.figures.fault()
+        return littered
 
     def _do(self, world: World, mount: Mount, faults: dict[str, Fault], rng: random.Random) -> None:
         for name, fault in faults.items():
@@ -191,8 +212,12 @@ class Tamper:
             return record["verified"] is False
         return False
 
-    def _forget(self, mount: Mount, images: list[Image]) -> None:
+    def _forget(self, mount: Mount, images: list[Image], littered: list[Path]) -> None:
         """What was found wrong is thrown away, and what is left can be told to be right."""
-        for image in images:
+        for path in littered:
             with contextlib.suppress(OSError):
-                mount.remove(f"invalid/{image.name}")
+                path.rmdir() if path.is_dir() else path.unlink()
+        for place in ("queue", "invalid"):
+            for name in {image.name for image in images} | set(mount.listed(place)):
+                with contextlib.suppress(OSError):
+                    mount.remove(f"{place}/{name}")

@@ -11,14 +11,18 @@ import sys
 import time
 from pathlib import Path
 
-from torturing.kind import COMBOS
+from torturing.kind import COMBOS, LeftOutError
 from torturing.mount import Mount
 from torturing.patience import run
 from torturing.processes import marked
 from torturing.world import MIB, World
 
 UID = 65534
+BECOME = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
 SECRET = "pl4nted-s3cret"  # noqa: S105 - the harness's own, looked for where it must not be
+
+CONTROL = "reads an image"
+"""What their program may do; without it, all else that it cannot do would mean nothing."""
 
 PROGRAM = r"""
 import fcntl, json, os, signal, sys
@@ -57,6 +61,7 @@ for name in ("max_size", "enqueue", "prune", "clean", "stall_time", "min_free"):
 attempt("queues", lambda: os.close(os.open(f"{mnt}/control/queue/x", os.O_CREAT | os.O_WRONLY)))
 attempt("evicts", lambda: os.unlink(f"{mnt}/control/cached/{place['image']}"))
 attempt("pins", lambda: os.close(os.open(f"{mnt}/control/pinned/{place['image']}", os.O_CREAT)))
+attempt("reads an image", lambda: read(f"{mnt}/images/{place['image']}") and None)
 attempt("writes an image", lambda: os.open(f"{mnt}/images/{place['image']}", os.O_WRONLY))
 attempt("reads what is private at the source", lambda: read(f"{mnt}/images/private") and None)
 attempt("reads a link out of the source", lambda: secret(f"{mnt}/images/outside"))
@@ -76,13 +81,15 @@ class User:
 
     name = "user"
     disturbs = "a hostile local user: private files, locks, planted links, signals, secrets"
-    least = 6.0
+    least = 8.0
     combos = COMBOS
 
     def run(self, world: World, rng: random.Random, deadline: float) -> None:
         """Rounds of the three."""
         for place in (world.home.parent, world.home):
             place.chmod(0o755)
+        if run([*BECOME, "test", "-x", world.home], 10, check=False).status:
+            raise LeftOutError("the directory is closed to other users")
         turn = 0
         while turn == 0 or time.monotonic() < deadline:
             self._with_password(world, rng)
@@ -91,20 +98,26 @@ class User:
             turn += 1
 
     def _attack(self, world: World, mount: Mount, image: str) -> None:
+        # What the administrator has typed is for them to hide; what we start is for us.
+        own = mount.process.pid if mount.process is not None else 0
         place = {
             "mnt": str(mount.mountpoint),
             "cache": str(mount.cache_dir),
             "log": str(mount.log),
             "image": image,
             "secret": SECRET,
-            "pids": marked(mount.home),
+            "pids": [pid for pid in marked(mount.home) if pid != own],
         }
-        words = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
-        done = run([*words, _python(), "-c", PROGRAM, json.dumps(place)], 45, check=False)
+        done = run([*BECOME, _python(), "-c", PROGRAM, json.dumps(place)], 45, check=False)
         world.figures.fault(40)
         if done.status:
             world.figures.error(f"the user's program failed: {done.stderr[-300:]}")
-        for line in done.text.splitlines():
+        said = done.text.splitlines()
+        if CONTROL not in said:
+            world.figures.error("a local user cannot read an image")
+        for line in said:
+            if line == CONTROL:
+                continue
             world.figures.error(f"a local user {line}")
 
     def _with_password(self, world: World, rng: random.Random) -> None:
