@@ -99,4 +99,4 @@ def _relation(cache: Path, other: Path) -> str:
     one, two = _resolved(cache), _resolved(other)
     if one in two.parents:
         return "holds"
-    return "lies in" if two in one.parents else "is, or overlaps with,"
+    return "lies below" if two in one.parents else "is, or overlaps with,"

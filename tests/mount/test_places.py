@@ -53,7 +53,7 @@ def test_the_source_as_the_cache(unmounted: Mounted) -> None:
 
 def test_a_cache_in_the_source(unmounted: Mounted) -> None:
     line = refused(unmounted, unmounted.origin.directory / "cache")
-    assert "lies in the source" in line
+    assert "lies below the source" in line
 
 
 def test_a_cache_that_holds_the_source(unmounted: Mounted) -> None:
@@ -85,7 +85,7 @@ def test_a_fallback_as_the_cache(unmounted: Mounted, form: str) -> None:
     other.mkdir()
     (other / "mine").write_bytes(b"mine")
     line = refused(unmounted, other / "cache", "--fallback", form.format(other), "--adopt")
-    assert "lies in the source" in line
+    assert "lies below the source" in line
     assert [each.name for each in other.iterdir()] == ["mine"]
 
 
@@ -104,7 +104,7 @@ def test_a_cache_that_holds_the_mountpoint(unmounted: Mounted) -> None:
 
 def test_the_mountpoint_as_the_cache(unmounted: Mounted) -> None:
     assert "the mountpoint" in refused(unmounted, unmounted.mountpoint)
-    assert "lies in the mountpoint" in refused(unmounted, unmounted.mountpoint / "cache")
+    assert "lies below the mountpoint" in refused(unmounted, unmounted.mountpoint / "cache")
 
 
 def test_a_directory_of_the_users_files_is_a_cache_only_for_who_says_so(
