@@ -118,9 +118,11 @@ class World:
         modes: Sequence[str] = ("keep", "open", "mmap", "list"),
         *,
         tolerate: Collection[str] = (),
+        during: str = "",
     ) -> Iterator[Readers]:
         """Readers of the mount for as long as the block runs; then what they have seen is judged:
-        an errno not among *tolerate* is an error, a wrong byte always is, and so is a hang."""
+        an errno not among *tolerate* is an error, a wrong byte always is, and so is a hang.
+        *during* is said with it."""
         self._numbers += 1
         group = Readers(mount.mountpoint, images, modes, self.home, f"{self.seed}/{self._numbers}")
         try:
@@ -129,16 +131,17 @@ class World:
         finally:
             hung = group.stop()
             if hung:
-                self.figures.error(f"readers hang: {', '.join(hung)}")
+                self.figures.error(f"{during} readers hang: {', '.join(hung)}".strip())
                 mount.abort()
             for mode, report in group.reports():
                 self.figures.operation(report.operations)
                 self.figures.gap(max(report.longest, report.silent))
                 for text in report.wrong:
-                    self.figures.error(text)
+                    self.figures.error(f"{during} {text}".strip())
                 for name, count in report.failures.items():
                     if name not in tolerate:
-                        self.figures.error(f"a reader ({mode}) got {name}, {count} times")
+                        text = f"{during} a reader ({mode}) got {name}, {count} times"
+                        self.figures.error(text.strip())
 
     def check(self, mount: Mount, max_size: int | None = None, *, wait: bool = True) -> None:
         """See that everything is as promised; the mount runs, or is started; it is stopped after.

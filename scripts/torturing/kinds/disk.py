@@ -79,8 +79,12 @@ class Disk:
                 mount.touch(f"pinned/{image.name}")
             hard = TOLERATED if fault in (_removed, _renamed) else ()
             before = _lines(mount)
-            with world.readers(mount, images, ("keep", "open", "list"), tolerate=TOLERATED):
-                with world.readers(mount, pinned, ("open", "keep"), tolerate=hard):
+            with world.readers(
+                mount, images, ("keep", "open", "list"), tolerate=TOLERATED, during=f"{what}:"
+            ):
+                with world.readers(
+                    mount, pinned, ("open", "keep"), tolerate=hard, during=f"{what}:"
+                ):
                     fault(world, rng, mount, place)
                     world.figures.fault()
                     time.sleep(1.5)

@@ -261,7 +261,8 @@ class Index:
 
 
 def _clear(path: Path) -> None:
-    for victim in path.parent.glob(f"{path.name}*"):
+    places = {path, path.resolve()} if path.is_symlink() else {path}
+    for victim in [found for place in places for found in place.parent.glob(f"{place.name}*")]:
         if victim.is_dir() and not victim.is_symlink():
             shutil.rmtree(victim)
         else:
