@@ -7,7 +7,7 @@ from support.origin import Origin
 
 from cachefs.errors import InvalidValueError, SourceError
 from cachefs.sources import open_source
-from cachefs.sources.chain import ChainSource, members
+from cachefs.sources.chain import ChainSource, chain_of
 
 
 def test_a_path_and_its_file_url_are_the_same_source(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_what_is_no_source_is_an_error_in_one_line(location: str) -> None:
 def test_fallbacks_make_a_chain(images: Path, origin: Origin) -> None:
     chain = open_source(origin.url, [str(images)])
     assert isinstance(chain, ChainSource)
-    assert [source.url for source in members(chain)] == [origin.url, images.as_uri() + "/"]
-    assert len(members(open_source(str(images)))) == 1
+    assert [member.url for member in chain_of(chain).members] == [origin.url, images.as_uri() + "/"]
+    assert len(chain_of(open_source(str(images))).members) == 1
 
 
 def test_the_same_source_twice_is_a_mistake(images: Path) -> None:
