@@ -84,7 +84,11 @@ class Disk:
                     hard = (*TOLERATED, "ENOTCONN", "ECONNABORTED")
             before = _lines(mount)
             with world.readers(
-                mount, images, ("keep", "open", "list"), tolerate=TOLERATED, during=f"{what}:"
+                mount,
+                images,
+                ("keep", "open", "list"),
+                tolerate=hard or TOLERATED,
+                during=f"{what}:",
             ):
                 with world.readers(
                     mount, pinned, ("open", "keep"), tolerate=hard, during=f"{what}:"
