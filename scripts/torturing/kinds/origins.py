@@ -198,6 +198,7 @@ class Origins:
 
     def _round(self, world: World, rng: random.Random, mount: Mount, manners: list[Manner]) -> None:
         good = world.images(rng, 2, 10_000, MIB)
+        mount.fetch(*(image.name for image in good))  # what is cached needs no origin
         bad = world.images(rng, len(manners), 10_000, 3 * MIB, prefix="bad")
         for image, manner in zip(bad, manners, strict=True):
             world.origin.manners[image.name] = manner

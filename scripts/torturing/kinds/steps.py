@@ -44,8 +44,8 @@ CALLS = {
     "close": "",
     "newfstatat": "error=EIO",
 }
-"""What is injected instead of a kill, for each system call; where nothing is, only kills are: write(2)
-is of pipes and of the device, which know no such errors."""
+"""What is injected instead of a kill, for each system call; where nothing is, only kills are:
+write(2) is of pipes and of the device, which know no such errors."""
 
 
 @dataclass(slots=True)
