@@ -198,13 +198,14 @@ class Origins:
 
     def _round(self, world: World, rng: random.Random, mount: Mount, manners: list[Manner]) -> None:
         good = world.images(rng, 2, 10_000, MIB)
-        mount.fetch(*(image.name for image in good))  # what is cached needs no origin
         bad = world.images(rng, len(manners), 10_000, 3 * MIB, prefix="bad")
         for image, manner in zip(bad, manners, strict=True):
             world.origin.manners[image.name] = manner
             if manner not in CONVINCING and rng.random() < 0.5:
                 world.origin.unsummed.add(image.name)
             world.figures.fault()
+        # A list of checksums is believed for some seconds: it is not read before it has them all.
+        mount.fetch(*(image.name for image in good))  # what is cached needs no origin
         names = {image.name: manner for image, manner in zip(bad, manners, strict=True)}
         for image in bad:
             mount.touch(f"queue/{image.name}")
