@@ -19,6 +19,9 @@ from torturing.patience import until
 from torturing.world import MIB, World
 
 TIMEOUT = 4
+FRESH = 2.5
+"""Seconds after which a list of checksums is asked for again."""
+
 TOLERATED = ("EIO", "EHOSTUNREACH", "ETIMEDOUT", "ENOENT", "EACCES", "ENOSPC")
 """What a reader may be told of an image of such an origin."""
 
@@ -205,6 +208,7 @@ class Origins:
                 world.origin.unsummed.add(image.name)
             world.figures.fault()
         # A list of checksums is believed for some seconds: it is not read before it has them all.
+        time.sleep(FRESH)
         mount.fetch(*(image.name for image in good))  # what is cached needs no origin
         names = {image.name: manner for image, manner in zip(bad, manners, strict=True)}
         for image in bad:
@@ -224,8 +228,9 @@ class Origins:
         ):
             time.sleep(min(6.0, TIMEOUT + 1.0))
             mount.status()
-        for image in bad:
-            world.origin.manners.pop(image.name)
+            # While their readers are there: a source that drips has not failed, and holds them up.
+            for image in bad:
+                world.origin.manners.pop(image.name)
         self._recover(world, mount, names)
 
     def _recover(self, world: World, mount: Mount, manners: dict[str, Manner]) -> None:
