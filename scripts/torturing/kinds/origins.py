@@ -19,6 +19,9 @@ from torturing.patience import until
 from torturing.world import MIB, World
 
 TIMEOUT = 4
+RECOVERY = 90.0
+"""Seconds after which all is cached once the origin behaves: pauses between tries grow."""
+
 FRESH = 2.5
 """Seconds after which a list of checksums is asked for again."""
 
@@ -240,7 +243,7 @@ class Origins:
                     mount.remove(f"queue/{name}")  # its next try may be minutes away
                 with contextlib.suppress(OSError):
                     mount.touch(f"queue/{name}")
-        if until(lambda: set(manners) <= set(mount.listed("cached")), 40):
+        if until(lambda: set(manners) <= set(mount.listed("cached")), RECOVERY):
             return
         for name in sorted(set(manners) - set(mount.listed("cached"))):
             place = next(
