@@ -192,6 +192,7 @@ class World:
                 self.figures.error(f"a mount stays: {info.kind} at {info.mountpoint.name}")
                 self.unmount(info.mountpoint)
         self.unmount(self.fusectl)
+        until(lambda: not loop_devices(self.home), 10)  # they go with their mounts, a bit later
         for device in loop_devices(self.home):
             self.figures.error(f"a loop device stays: {device}")
             run(["losetup", "-d", device], 10, check=False)

@@ -77,10 +77,18 @@ class Disk:
             mount.fetch(*(image.name for image in pinned))
             for image in pinned:
                 mount.touch(f"pinned/{image.name}")
-            hard = TOLERATED if fault in (_removed, _renamed) else ()
+            hard: tuple[str, ...] = ()
+            if fault in {_removed, _renamed}:
+                hard = TOLERATED
+                if world.combo.transport == "plain":  # a worker may give up, and its opens end
+                    hard = (*TOLERATED, "ENOTCONN", "ECONNABORTED")
             before = _lines(mount)
             with world.readers(
-                mount, images, ("keep", "open", "list"), tolerate=TOLERATED, during=f"{what}:"
+                mount,
+                images,
+                ("keep", "open", "list"),
+                tolerate=hard or TOLERATED,
+                during=f"{what}:",
             ):
                 with world.readers(
                     mount, pinned, ("open", "keep"), tolerate=hard, during=f"{what}:"

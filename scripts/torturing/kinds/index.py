@@ -17,6 +17,8 @@ from pathlib import Path
 from torturing.content import Image
 from torturing.kind import COMBOS
 from torturing.mount import Mount, StartError
+from torturing.patience import until
+from torturing.processes import kill
 from torturing.world import MIB, World
 
 PROMPT = 4.0
@@ -91,7 +93,8 @@ def directory(path: Path, _: random.Random) -> None:
 
 def link(path: Path, _: random.Random) -> None:
     """A symbolic link to elsewhere."""
-    elsewhere = path.parent.parent / f"elsewhere-{time.monotonic_ns()}.db"
+    cache_dir = next(place for place in path.parents if (place / "incomplete").is_dir())
+    elsewhere = cache_dir.parent / f"elsewhere-{time.monotonic_ns()}.db"
     shutil.copy(path, elsewhere)
     path.unlink()
     path.symlink_to(elsewhere)
@@ -150,10 +153,14 @@ class Index:
                 left = max(2.0, min(rng.choice(HELD), deadline - time.monotonic() - 3))
                 self._locked(world, mount, images, lock, left)
             damage = damages[turn % len(damages)]
-            mount.stop()
-            self._damage(world, mount, damage, rng)
-            self._restart(world, mount, images, damage.__name__)
+            if turn % 3 == 1:
+                self._while_mounted(world, mount, images, damage, rng)
+            else:
+                mount.stop()
+                self._damage(world, mount, damage, rng)
+                self._restart(world, mount, images, damage.__name__)
             turn += 1
+        mount.stop()  # what is damaged below a mount is made good by the next
         world.check(mount, 64 * MIB)
 
     def _damage(self, world: World, mount: Mount, damage: Damage, rng: random.Random) -> None:
@@ -166,6 +173,25 @@ class Index:
         with contextlib.suppress(sqlite3.Error):
             damage(path, rng)
         world.figures.fault()
+
+    def _while_mounted(
+        self, world: World, mount: Mount, images: list[Image], damage: Damage, rng: random.Random
+    ) -> None:
+        """Damaged below a mount, whose next worker finds it so. What the kernel has in its caches
+        of an image is never taken for another's."""
+        what = f"cache.db {damage.__name__}, mounted"
+        for image in images:
+            self._read(world, mount, image, what)
+        worker = mount.worker()
+        self._damage(world, mount, damage, rng)
+        kill(worker)
+        if not until(lambda: mount.answers() and mount.worker() != worker, 45):
+            world.figures.error(f"{what}: no other worker: {mount.tail()}")
+            mount.destroy()
+            _clear(mount.cache_dir / "cache.db")
+            mount.start()
+        for image in rng.sample(images, len(images)):
+            self._read(world, mount, image, what)
 
     def _restart(self, world: World, mount: Mount, images: list[Image], what: str) -> None:
         """All is there still, without a byte from the origin."""
@@ -210,10 +236,10 @@ class Index:
     ) -> None:
         """While a stranger holds the lock, status and opens answer, and no worker is lost."""
         worker = mount.worker()
-        until, what = time.monotonic() + seconds, lock.__name__.strip("_")
+        over, what = time.monotonic() + seconds, lock.__name__.strip("_")
         with lock(mount):
             world.figures.fault()
-            while time.monotonic() < until:
+            while time.monotonic() < over:
                 began = time.monotonic()
                 mount.status()
                 for image in images[:3]:

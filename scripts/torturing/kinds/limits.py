@@ -33,8 +33,9 @@ class LimitsByMeasure:
         ruler = Ruler(16 * MIB)
         mount = world.mount(max_size=ruler.limit, timeout="3s", max_fetches=4)
         dice = random.Random(rng.random())
+        tolerate = ("ENOSPC", "EIO")  # EIO where a fetch is cancelled below its reader
         with (
-            world.readers(mount, images, ("keep", "open", "open", "list"), tolerate=("ENOSPC",)),
+            world.readers(mount, images, ("keep", "open", "open", "list"), tolerate=tolerate),
             meanwhile(lambda: ruler.sample(world, mount), world.figures, 0.05, name="the sum"),
         ):
             while time.monotonic() < deadline:

@@ -19,6 +19,12 @@ from torturing.patience import until
 from torturing.world import MIB, World
 
 TIMEOUT = 4
+RECOVERY = 90.0
+"""Seconds after which all is cached once the origin behaves: pauses between tries grow."""
+
+FRESH = 2.5
+"""Seconds after which a list of checksums is asked for again."""
+
 TOLERATED = ("EIO", "EHOSTUNREACH", "ETIMEDOUT", "ENOENT", "EACCES", "ENOSPC")
 """What a reader may be told of an image of such an origin."""
 
@@ -204,6 +210,9 @@ class Origins:
             if manner not in CONVINCING and rng.random() < 0.5:
                 world.origin.unsummed.add(image.name)
             world.figures.fault()
+        # A list of checksums is believed for some seconds: it is not read before it has them all.
+        time.sleep(FRESH)
+        mount.fetch(*(image.name for image in good))  # what is cached needs no origin
         names = {image.name: manner for image, manner in zip(bad, manners, strict=True)}
         for image in bad:
             mount.touch(f"queue/{image.name}")
@@ -222,8 +231,9 @@ class Origins:
         ):
             time.sleep(min(6.0, TIMEOUT + 1.0))
             mount.status()
-        for image in bad:
-            world.origin.manners.pop(image.name)
+            # While their readers are there: a source that drips has not failed, and holds them up.
+            for image in bad:
+                world.origin.manners.pop(image.name)
         self._recover(world, mount, names)
 
     def _recover(self, world: World, mount: Mount, manners: dict[str, Manner]) -> None:
@@ -233,7 +243,7 @@ class Origins:
                     mount.remove(f"queue/{name}")  # its next try may be minutes away
                 with contextlib.suppress(OSError):
                     mount.touch(f"queue/{name}")
-        if until(lambda: set(manners) <= set(mount.listed("cached")), 40):
+        if until(lambda: set(manners) <= set(mount.listed("cached")), RECOVERY):
             return
         for name in sorted(set(manners) - set(mount.listed("cached"))):
             place = next(
