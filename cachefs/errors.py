@@ -84,6 +84,10 @@ class SourceError(CacheFSError):
     retry_after: float | None = None
 
 
+class SourceUnavailableError(SourceError):
+    """The source cannot serve requests now, whatever is asked for (429, 5xx)."""
+
+
 class SourceRefusedError(SourceError):
     """The source knows us and says no: bad credentials or no permission."""
 

@@ -43,12 +43,13 @@ class DirectoryLock:
         self._threads = threading.RLock()
         self._path = path
         self._fd = open_lock(path)
+        self._closed = False
         self._depth = 0
 
     def __enter__(self) -> None:
         self._threads.acquire()
         try:
-            if self._fd < 0:
+            if self._closed:
                 raise OSError(errno.EBADF, "the cache is closed")
             if self._depth == 0:
                 self._lock()
@@ -70,12 +71,16 @@ class DirectoryLock:
 
     def close(self) -> None:
         """Give the descriptor back; the lock is not used after this."""
+        self._closed = True
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
     # Inside
 
     def _lock(self) -> None:
+        if self._fd < 0:  # its file could not be opened anew, the last time: a full disk, say
+            self._fd = open_lock(self._path)
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +110,9 @@ class DirectoryLock:
                 log.warning("the lock on %s is a killed process's that cannot end", self._path)
                 fresh = self._replace()
                 waiting.abandon()
-                self._fd = fresh if fresh >= 0 else open_lock(self._path)
+                self._fd = fresh
+                if fresh < 0:
+                    self._fd = open_lock(self._path)
                 return fresh >= 0
         if said:
             log.warning("got the lock on %s after %.0f s", self._path, time.monotonic() - began)

@@ -160,7 +160,7 @@ class Fetcher:
             raise ImageExistsError(f"image {image_id!r} is being fetched already")
         self._answers.forget(image_id)
         self._rejected.forget(image_id)
-        self._prefetcher.wanted(image_id)
+        self._prefetcher.asked_for(image_id)
 
     def forget_rejected(self, image_id: str | None = None) -> None:
         """The failure of an image, or of all, is forgotten: readers may have its bytes fetched."""

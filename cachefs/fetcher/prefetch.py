@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds after which an ID queued by another process is noticed at the latest."""
 
+_MOST_ASKED_FOR = 10_000
 _PATIENCE = 5.0  # seconds until a queue that cannot be read is tried again
 
 
@@ -43,6 +44,7 @@ class Prefetcher:
         self._fetch = fetch
         self._is_under_way = is_under_way
         self._fetching: set[str] = set()
+        self._asked_for: set[str] = set()
         self._waits = Waits(trio.current_time)
         self._woken = trio.Event()
 
@@ -68,6 +70,14 @@ class Prefetcher:
 
     def wanted(self, image_id: str) -> None:
         """The image has been asked for anew, or is cached: it waits no longer."""
+        self._waits.forget(image_id)
+
+    def asked_for(self, image_id: str) -> None:
+        """A user has just asked for the image: it waits no longer, and is tried though its source
+        is left alone, unless the source has asked for that."""
+        if len(self._asked_for) >= _MOST_ASKED_FOR:
+            self._asked_for.clear()
+        self._asked_for.add(image_id)
         self._waits.forget(image_id)
 
     def source_is_back(self) -> None:
@@ -110,7 +120,11 @@ class Prefetcher:
         ids = await trio.to_thread.run_sync(self._store.queued_ids, limiter=self._disk)
         self._waits.keep_only(ids)
         resting = self._chain.rest() > 0
-        ready = [image_id for image_id in ids if self._may_start(image_id) and not resting]
+        ready = [
+            image_id
+            for image_id in ids
+            if self._may_start(image_id) and (not resting or image_id in self._asked_for)
+        ]
         sizes = {image_id: self._waits.wanted_room(image_id) for image_id in ready}
         wanted = {image_id: size for image_id, size in sizes.items() if size is not None}
         if wanted:
@@ -122,6 +136,7 @@ class Prefetcher:
                 break
             if self._may_start(image_id):  # looked at again: a thread was waited for
                 self._fetching.add(image_id)
+                self._asked_for.discard(image_id)
                 nursery.start_soon(self._prefetch, image_id)
 
     def _may_start(self, image_id: str) -> bool:

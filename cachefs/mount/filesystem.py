@@ -132,6 +132,8 @@ class Filesystem:
             self._hits.run,
         ):
             nursery.start_soon(task)
+        if not first:  # an open may have been refused as stale by the worker before us
+            self._images.expected.refused(None)
         await self._takeover.run(open_nodes, first=first)
         log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 

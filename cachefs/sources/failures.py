@@ -19,6 +19,7 @@ from cachefs.errors import (
     SourceError,
     SourceRefusedError,
     SourceTimeoutError,
+    SourceUnavailableError,
     SourceUnreachableError,
 )
 
@@ -45,8 +46,8 @@ _BY_STATUS: Final[dict[int, tuple[type[CacheFSError], str]]] = {
     410: (ImageNotFoundError, "gone"),
     412: (ImageChangedError, "changed at the source"),
     416: (ImageChangedError, "shrank at the source"),
-    429: (SourceError, "the source wants fewer requests"),
-    503: (SourceError, "the source cannot serve it now"),
+    429: (SourceUnavailableError, "the source wants fewer requests"),
+    503: (SourceUnavailableError, "the source cannot serve it now"),
     504: (SourceTimeoutError, "the source's gateway timed out"),
 }
 
@@ -66,6 +67,7 @@ _CERTIFICATE = re.compile(r"^\s*(?:\w+: )?InvalidCertificate\(\n\s*(\w+)", re.MU
 
 
 _METHOD_NOT_ALLOWED: Final = 405
+_SERVER_ERROR: Final = 500  # and above (RFC 9110, 15.6)
 """obstore takes it for "not found"."""
 
 _FOREIGN_AUTHORITY: Final = frozenset({"UnknownIssuer", "CaUsedAsEndEntity"})
@@ -113,7 +115,8 @@ def translate(error: Exception, what: str) -> CacheFSError:
 
 def of_status(status: int, what: str) -> CacheFSError:
     """The error of ours that an HTTP status means, its text one line that begins with *what*."""
-    ours, reason = _BY_STATUS.get(status, (SourceError, "the source failed"))
+    other = SourceUnavailableError if status >= _SERVER_ERROR else SourceError
+    ours, reason = _BY_STATUS.get(status, (other, "the source failed"))
     return ours(f"{what}: {reason} (HTTP status {status})")
 
 

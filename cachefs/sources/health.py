@@ -22,6 +22,9 @@ from cachefs.errors import (
     ImageNotFoundError,
     SourceError,
     SourceRefusedError,
+    SourceTimeoutError,
+    SourceUnavailableError,
+    SourceUnreachableError,
     without_traceback,
 )
 
@@ -51,6 +54,14 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, SourceError) and not isinstance(
         error, SourceRefusedError | ImageNotFoundError | ImageChangedError
     )
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether *error* is the source's trouble, whatever image it was asked for. One image that it
+    sends wrong, short, coded or without end is no reason to keep the others waiting."""
+    if isinstance(error, SourceError) and error.retry_after is not None:
+        return True
+    return isinstance(error, SourceUnreachableError | SourceTimeoutError | SourceUnavailableError)
 
 
 class Breaker:
@@ -140,8 +151,8 @@ class Breaker:
             self._on_change()
 
     def failed(self, error: CacheFSError, began: float) -> None:
-        """A request that *began* then has failed. What is an answer counts as one."""
-        if not isinstance(error, SourceError) or not is_passing(error):
+        """A request that *began* then has failed. What is no outage counts as an answer."""
+        if not isinstance(error, SourceError) or not is_outage(error):
             self.answered()
             return
         with self._lock:

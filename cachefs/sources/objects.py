@@ -24,6 +24,7 @@ from cachefs.errors import (
     ImageChangedError,
     ImageNotFoundError,
     SourceError,
+    SourceUnavailableError,
     SourceUnreachableError,
 )
 from cachefs.sources.absence import Answer
@@ -322,7 +323,7 @@ def _while_streaming(failure: CacheFSError, what: str, done: int) -> CacheFSErro
     """*failure*, unless it is that the source cannot be reached: it did answer. The next request
     will tell."""
     if isinstance(failure, SourceUnreachableError):
-        return SourceError(f"{what}: the connection broke after {done} bytes")
+        return SourceUnavailableError(f"{what}: the connection broke after {done} bytes")
     return failure
 
 

@@ -329,7 +329,9 @@ async def test_a_full_disk_is_tried_with_pauses_and_said_once(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cachefs.fetcher.waits.LEAST_PAUSE", 0.1)
-    monkeypatch.setattr("cachefs.fetcher.sink.os", type("os", (), {"pwrite": full}))
+    monkeypatch.setattr(
+        "cachefs.fetcher.sink.os", type("os", (), {"pwrite": full, "fstat": os.fstat})
+    )
     caplog.set_level(logging.INFO)
     async with running(source, connections=1, urgent=0) as fetcher:
         queue(store, fetcher, "img")

@@ -6,7 +6,12 @@ from random import Random
 import pytest
 from support.fake_source import MIB, FakeSource
 
-from cachefs.errors import ImageChangedError, SourceError, SourceUnreachableError
+from cachefs.errors import (
+    ImageChangedError,
+    SourceError,
+    SourceUnavailableError,
+    SourceUnreachableError,
+)
 from cachefs.image import Digest
 from cachefs.sources import ChainSource, SourceImage
 from cachefs.sources.health import FAILURES
@@ -26,7 +31,7 @@ class Breaking(FakeSource):
         yield next(pieces)
         if self.breaks > 0:
             self.breaks -= 1
-            raise SourceError("broke")
+            raise SourceUnavailableError("broke")
         yield from pieces
 
 

@@ -7,6 +7,7 @@ from cachefs.errors import (
     ImageNotFoundError,
     SourceError,
     SourceRefusedError,
+    SourceUnavailableError,
     SourceUnreachableError,
 )
 from cachefs.sources.health import FAILURES, FIRST_REST, LONGEST_REST, Breaker, Health
@@ -60,18 +61,22 @@ def test_health_is_that_of_the_last_answer(breaker: Breaker, clock: Clock) -> No
     assert breaker.health == Health(False, "down")
     breaker.failed(ImageNotFoundError("missing"), breaker.begin())
     assert breaker.health == Health(True)
-    fail(breaker, clock, error=SourceError("broken"))
+    fail(breaker, clock, error=SourceUnavailableError("broken"))
     assert breaker.health == Health(False, "broken")
     breaker.answered()
     assert breaker.health == Health(True)
 
 
 @pytest.mark.parametrize(
-    "error", [SourceRefusedError("no"), ImageNotFoundError("no"), ImageChangedError("other")]
+    "error",
+    [
+        SourceRefusedError("no"),
+        ImageNotFoundError("no"),
+        ImageChangedError("other"),
+        SourceError("ended after 5 of 9 bytes"),
+    ],
 )
-def test_what_a_source_refuses_lacks_or_has_changed_is_an_answer(
-    breaker: Breaker, error: SourceError
-) -> None:
+def test_what_is_wrong_with_one_image_is_an_answer(breaker: Breaker, error: SourceError) -> None:
     for _ in range(10):
         breaker.failed(error, breaker.begin())
     assert breaker.health.healthy
@@ -95,7 +100,7 @@ def test_failures_of_one_outage_count_once_however_many_requests_it_cut(
     began = [breaker.begin() for _ in range(10)]
     clock.now += 1
     for each in began:
-        breaker.failed(SourceError("cut"), each)
+        breaker.failed(SourceUnreachableError("cut"), each)
     assert breaker.admits()
 
 
