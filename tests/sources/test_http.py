@@ -17,6 +17,7 @@ from cachefs.errors import (
     SourceError,
     SourceRefusedError,
     SourceTimeoutError,
+    SourceUnavailableError,
     SourceUnreachableError,
 )
 from cachefs.sources import Source, SourceImage
@@ -189,8 +190,8 @@ def test_missing_credentials_fail_the_check_and_the_stat(images: Path) -> None:
         (403, SourceRefusedError),
         (404, ImageNotFoundError),
         (410, ImageNotFoundError),
-        (500, SourceError),
-        (503, SourceError),
+        (500, SourceUnavailableError),
+        (503, SourceUnavailableError),
         (504, SourceTimeoutError),
     ],
 )
@@ -420,7 +421,7 @@ def has_lost_its_etag(exchange: Exchange) -> None:
         (sends_another_version_whatever_if_match_says, ImageChangedError),
         (sends_another_size, ImageChangedError),
         (has_lost_its_etag, ImageChangedError),
-        (stops_early, SourceError),
+        (stops_early, SourceUnavailableError),
         (sends_fewer_bytes_than_the_range, SourceError),
         (sends_more_bytes_than_the_range, SourceError),
         (sends_another_range, SourceError),
@@ -470,7 +471,7 @@ def test_words_of_the_server_are_not_taken_for_obstores() -> None:
     with misbehaving(answer) as server:
         with pytest.raises(SourceError, match="500") as caught:
             quick(server.url).stat("img")
-        assert type(caught.value) is SourceError
+        assert type(caught.value) is SourceUnavailableError
 
 
 def test_a_weak_etag_is_compared_but_not_asked_for() -> None:
