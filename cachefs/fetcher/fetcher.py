@@ -31,6 +31,7 @@ from cachefs.fetcher.traffic import Bandwidth, Precedence, Traffic
 from cachefs.fetcher.transfer import FetchSettings
 from cachefs.fetcher.waits import Waiting
 from cachefs.sources import Health, Source, SourceImage, chain_of
+from cachefs.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Fetcher:
             is_under_way=self.is_under_way,
         )
         self._rejected = Rejected()
+        self._throttle = Throttle()
         self._listeners: list[Callable[[Flight], None]] = []
         self.flights: dict[str, Flight] = {}
         self._second_tries: dict[str, trio.CancelScope] = {}
@@ -226,7 +228,10 @@ class Fetcher:
         if not is_final(error) and not self._store.quick.is_queued(image_id):
             here = isinstance(error, NoRoomError | ImageBusyError)  # its readers' open says so
             level = logging.INFO if here else logging.WARNING
-            log.log(level, "could not fetch %r from %s: %s", image_id, flight.image.source, error)
+            more = self._throttle.more((type(error), image_id if here else flight.image.source))
+            if more is not None:
+                source = flight.image.source
+                log.log(level, "could not fetch %r from %s: %s%s", image_id, source, error, more)
             if not again and not here:
                 await self._queue_for_later(image_id)
         self._prefetcher.failed(image_id, error, flight.image.size)

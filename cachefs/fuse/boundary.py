@@ -6,14 +6,13 @@ pyfuse3 ends the daemon when a handler raises anything else, so a bug answers EI
 import errno
 import functools
 import logging
-import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
 from cachefs.errors import CacheFSError, errno_of
+from cachefs.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +33,7 @@ _EXPECTED = frozenset(
 )
 """Answers to everyday questions, not worth a line in the log."""
 
-
-_QUIET = 5.0
-"""Seconds in which a failure of one kind is logged once: a full disk fails thousands of requests
-a second."""
-
-
-class _Complaints:
-    """What was logged when, by handler and errno, and how often it was not."""
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str, int], float] = {}
-        self._more: Counter[tuple[str, int]] = Counter()
-
-    def log(self, handler: str, number: int, error: Exception) -> None:
-        key, now = (handler, number), time.monotonic()
-        if now - self._last.get(key, -_QUIET) < _QUIET:
-            self._more[key] += 1
-            return
-        self._last[key] = now
-        more = self._more.pop(key, 0)
-        log.warning(
-            "%s: %s (%s)%s",
-            handler,
-            error,
-            errno.errorcode.get(number),
-            f", and {more} such failures since the last of these lines" if more else "",
-        )
-
-
-_complaints = _Complaints()
+_throttle = Throttle()
 
 
 def answers(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -80,8 +50,9 @@ def answers(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
             number = errno_of(error)
             if number in _EXPECTED:
                 log.debug("%s: %s (%s)", handler.__name__, error, errno.errorcode.get(number))
-            else:
-                _complaints.log(handler.__name__, number, error)
+            elif (more := _throttle.more((handler.__name__, number))) is not None:
+                name = errno.errorcode.get(number)
+                log.warning("%s: %s (%s)%s", handler.__name__, error, name, more)
             raise pyfuse3.FUSEError(number) from error
         except Exception as error:
             log.exception("%s failed", handler.__name__)
