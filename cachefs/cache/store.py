@@ -150,7 +150,7 @@ class Store:
         self._room.append(listener)
 
     def room_changed(self) -> None:
-        """Tell the listeners of :meth:`on_room`; also for whoever closes images."""
+        """Tell the listeners of :meth:`on_room`; also for a caller who has closed images."""
         for listener in self._room:
             listener()
 
