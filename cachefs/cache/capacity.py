@@ -90,7 +90,8 @@ class Usage:
 
 
 class Capacity:
-    """Measures the room of a cache directory. The caller holds the directory's lock."""
+    """Measures the room of a cache directory. The caller holds the directory's lock; who only
+    shows :meth:`usage` need not: what the lock holder has half done is counted as it is."""
 
     def __init__(self, layout: Layout, driver: Driver) -> None:
         self._layout = layout

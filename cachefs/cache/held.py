@@ -89,7 +89,7 @@ class Held:
     def release(self, number: int) -> None:
         """Hold the file no longer. What cannot be removed is logged: the reader has closed it all
         the same, and the mount's next first worker tries again."""
-        for path in (self._link(number), self._note(number), self._scratch(number)):
+        for path in (self._link(number), self._note(number)):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
@@ -117,13 +117,9 @@ class Held:
     def _note(self, number: int) -> Path:
         return self._directory / f"{number}.json"
 
-    def _scratch(self, number: int) -> Path:
-        return self._directory / f"{number}.new"
-
 
 def held_files(layout: Layout) -> dict[int, "HeldFile"]:
-    """The held files by inode. The caller holds the directory's lock; a name may vanish all the
-    same, with its reader."""
+    """The held files by inode. A name may vanish at any time, with its reader."""
     found: dict[int, HeldFile] = {}
     for name, status in files_in(layout.held_dir):
         if name.isdecimal():

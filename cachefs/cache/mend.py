@@ -1,7 +1,8 @@
 """What a crash, or another program, has left behind in a cache directory, mended at start.
 
 Knows every state that :mod:`cachefs.cache.transaction` and eviction can be cut off in. The caller
-holds the directory's lock, so that what looks unfinished is nobody's work."""
+holds the directory's lock, so that what looks unfinished is nobody's work, but for what
+:mod:`cachefs.cache.lease` tells of writers that take no lock."""
 
 import logging
 import time

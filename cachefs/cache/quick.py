@@ -63,7 +63,7 @@ class QuickStore:
         self.now = now
         self.waiting = waiting
         self.evictions = 0
-        """Images evicted by this process; the store counts them."""
+        """Images evicted by this process; :mod:`cachefs.cache.eviction` counts them."""
 
     # What there is
 

@@ -13,6 +13,9 @@ idle     a descriptor without the lock, for the next open      an open makes it 
          (:mod:`cachefs.vfs.idle`)                             an eviction, absent
 ======== ===================================================== ===================================
 
+The kinds of open files are in :mod:`cachefs.vfs.open_images`, those of images that are being
+fetched are kept by :mod:`cachefs.vfs.lazy_files`.
+
 A mount whose handles outlive its worker (*lasting*) needs three things of this: a handle's number
 is its inode's, so that another process knows what it means; what is open while it loses its name is
 held by a link; and an image that is being fetched is noted with its version, so that the fetch can
@@ -28,29 +31,25 @@ registry."""
 import dataclasses
 import logging
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
 from cachefs.drivers import Entry, file_id
-from cachefs.errors import (
-    CacheFSError,
-    ImageNotFoundError,
-    IndexBusyError,
-    ReadOnlyError,
-    StaleError,
-)
+from cachefs.errors import ImageNotFoundError, IndexBusyError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.kernel.descriptors import check_room
 from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
+from cachefs.vfs.holding import Holding
 from cachefs.vfs.idle import IdleFiles
 from cachefs.vfs.inodes import NodeKind, join, split
-from cachefs.vfs.nodes import Attributes, Caller, Node, OpenFile, Ownership
+from cachefs.vfs.lazy_files import LazyFiles
+from cachefs.vfs.nodes import Caller, Node, Ownership
 from cachefs.vfs.open_files import Grant, OpenFiles
+from cachefs.vfs.open_images import ImageFile, LazyFile, LostFile, LostNode, NamelessNode
 from cachefs.vfs.patience import open_in_thread
 from cachefs.vfs.reader import Reader
-from cachefs.vfs.waiting import unless_interrupted
 
 log = logging.getLogger(__name__)
 
@@ -63,128 +62,7 @@ FLIGHT_FILES = 6
 _LEAVING = 4096
 """Evicted images' numbers that are remembered: more than can be opened while they are evicted."""
 
-COMPLETE = "complete"
-"""The member of an image's note that says that it was published."""
-
 _NOT_SIMPLE = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
-
-
-class ImageFile(OpenFile):
-    """A complete image, open or held; one for all who have that inode open."""
-
-    direct = False
-
-    def __init__(
-        self, image: OpenImage, reader: Reader, inode: int, on_close: Callable[["ImageFile"], None]
-    ) -> None:
-        self.handle = inode
-        self.image = image
-        self.entry = image.entry
-        self.size = image.entry.size
-        self.modified: float | None = image.entry.last_modified
-        self.fd: int = image.fd
-        self.held = False
-        self._reader = reader
-        self._on_close = on_close
-
-    def read_fd(self, start: int, stop: int) -> int | None:
-        return self.fd
-
-    async def read(self, offset: int, size: int) -> bytes | memoryview:
-        return await self._reader.read(self.fd, offset, size, self.size)
-
-    def close(self) -> None:
-        self._on_close(self)
-
-
-class LazyFile(OpenFile):
-    """An image that is being fetched, open; reads wait for their bytes, or until *pid* is
-    interrupted (0: the transport sees to that). It is held from the start: a fetch that fails takes
-    away its name."""
-
-    direct = False
-
-    def __init__(
-        self,
-        flight: Flight,
-        reader: Reader,
-        *,
-        pid: int,
-        handle: int,
-        on_close: Callable[[], None],
-    ) -> None:
-        self.handle = handle
-        self.flight = flight
-        self.size = flight.image.size
-        self.modified = flight.image.modified
-        self._reader = reader
-        self._pid = pid
-        self._on_close = on_close
-        flight.add_reader()
-
-    def read_fd(self, start: int, stop: int) -> int | None:
-        return self.flight.fd if self.flight.has(start, stop) else None
-
-    async def read(self, offset: int, size: int) -> bytes | memoryview:
-        flight, stop = self.flight, offset + size
-        if not flight.has(offset, stop):
-            await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
-        return await self._reader.read(flight.fd, offset, size, self.size)
-
-    def close(self) -> None:
-        self.flight.drop_reader()  # first: what is told of the close may look for room
-        self._on_close()
-
-
-class LostFile(OpenFile):
-    """An image that an earlier worker had open and that cannot be read on: its fetch failed, or was
-    cancelled. It is open still, until its last close."""
-
-    direct = False
-
-    def __init__(self, handle: int, on_close: Callable[[], None]) -> None:
-        self.handle = handle
-        self._on_close = on_close
-
-    async def read(self, offset: int, size: int) -> bytes | memoryview:
-        raise CacheFSError("the image was lost, with the worker or before")
-
-    def close(self) -> None:
-        self._on_close()
-
-
-class NamelessNode(Node):
-    """An image that was opened while it was being fetched, by way of another process: it is known
-    by its inode number only."""
-
-    def __init__(self, file: ImageFile | LazyFile, inode: int, ownership: Ownership) -> None:
-        self._file = file
-        self._inode = inode
-        self._ownership = ownership
-
-    def attributes(self) -> Attributes:
-        file = self._file
-        return self._ownership.attributes(self._inode, file.size, modified=file.modified)
-
-    async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
-        """By ``/proc/PID/fd/N``, say."""
-        if writing:
-            raise ReadOnlyError("images are read-only")
-        return self._file
-
-
-class LostNode(Node):
-    """An image that is open and lost (:class:`LostFile`). How long it was nobody knows, and to say
-    0 would make it an empty file to its readers."""
-
-    def __init__(self, inode: int) -> None:
-        self._number = split(inode)[1]
-
-    def attributes(self) -> Attributes:
-        raise CacheFSError(f"image number {self._number} was lost, with the worker or before")
-
-    async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
-        raise StaleError(f"image number {self._number} was lost")
 
 
 class ImageFiles:
@@ -204,14 +82,13 @@ class ImageFiles:
         ownership: Ownership = Ownership(),  # noqa: B008 - it is immutable
     ) -> None:
         self._store = store
-        self._held = held
+        self._holding = Holding(held, lasting=lasting)
         self._files = files
         self._hits = hits
-        self._lasting = lasting
         self._on_close = on_close
         self._ownership = ownership
-        self._followers: Counter[int] = Counter()
         self._reader = Reader()
+        self._lazy = LazyFiles(self._holding, files, hits, self._reader, on_close=on_close)
         self._leaving: OrderedDict[int, None] = OrderedDict()
         self._ids: OrderedDict[int, str] = OrderedDict()
         self.idle = IdleFiles()
@@ -254,16 +131,7 @@ class ImageFiles:
     async def lazy(self, serial: int, flight: Flight, caller: Caller) -> LazyFile:
         """The open file of an image that is being fetched, once there is a file; the caller counts
         its open at once. Raises why there will be none. Cancellation only ends the waiting."""
-        inode = join(NodeKind.LAZY, serial)
-        flight.add_reader()  # until the open file has counted itself
-        try:
-            await unless_interrupted(caller.pid, flight.begin)
-            grant = self._files.opened(inode)
-            if grant is not None and isinstance(grant.file, LazyFile):
-                return grant.file
-            return self._follow(flight, inode, caller.pid)
-        finally:
-            flight.drop_reader()
+        return await self._lazy.open(serial, flight, caller)
 
     def check_room(self, files: int = 1) -> None:
         """Raise OSError, EMFILE, where so many descriptors more cannot be had, idle files
@@ -287,7 +155,7 @@ class ImageFiles:
     def open_held(self, inode: int, image_id: str = "") -> ImageFile | None:
         """The held file of an image that has lost its name, or has another number as a cached one;
         None where none is held. *image_id* is "" where nobody knows it any more."""
-        fd = self._held.open(inode)
+        fd = self._holding.open(inode)
         if fd is None:
             return None
         status = os.fstat(fd)
@@ -305,7 +173,7 @@ class ImageFiles:
     def lost(self, inode: int) -> LostFile:
         """What stands for an image that was open and cannot be opened again. The caller counts its
         opens at once."""
-        return LostFile(inode, lambda: self._held.release(inode))
+        return LostFile(inode, lambda: self._holding.release(inode))
 
     def keep(self, entry: Entry) -> Callable[[], None]:
         """Keep a cached image open, so that it can be opened whatever becomes of it, until the
@@ -356,25 +224,19 @@ class ImageFiles:
         self.idle.drop(inode)
         while (file := self._image_file(inode)) is not None:
             file.held = True
-            self._hold(lambda: self._held.keep(entry.image_id, inode))
+            self._holding.keep(entry.image_id, inode)
             if self._files.opened(inode) is not None:
                 break
             # Closed meanwhile; or opened again since, whose link this takes away: look again.
-            self._held.release(inode)
+            self._holding.release(inode)
 
     def flight_ended(self, flight: Flight) -> None:
         """A fetch has ended: what its readers have open is the image now, or nothing."""
-        if flight.error is None and self._lasting:
-            for grant in self._files:
-                if isinstance(grant.file, LazyFile) and grant.file.flight is flight:
-                    try:
-                        self.note(flight.image, grant.handle, complete=True)
-                    except OSError as error:  # the next worker looks whether it was published
-                        log.warning("cannot note that %d is complete: %s", grant.handle, error)
+        self._lazy.flight_ended(flight)
 
     def note(self, image: SourceImage, inode: int, *, complete: bool) -> None:
         """Write down for the next worker what is open as *inode*, and whether it was published."""
-        self._held.note(inode, dataclasses.asdict(image) | {COMPLETE: complete})
+        self._holding.note(image, inode, complete=complete)
 
     # Inside
 
@@ -444,7 +306,7 @@ class ImageFiles:
         where that is too late."""
         file.held = True
         try:
-            held = self._hold(lambda: self._held.keep_open(file.fd, file.handle))
+            held = self._holding.keep_open(file.fd, file.handle)
         except OSError:
             self._refuse(file)
             raise
@@ -458,17 +320,6 @@ class ImageFiles:
         if grant is not None and not grant.opens:
             self._files.remove(grant)
 
-    def _hold(self, link: Callable[[], bool]) -> bool:
-        """Hold a file by *link*. A mount that does not last can do without on a filesystem that
-        refuses: the bytes of this file are not counted once its name has gone."""
-        try:
-            return link()
-        except OSError as error:
-            if self._lasting:
-                raise
-            log.warning("bytes of an open image are not counted any more: %s", error)
-            return True
-
     def _image_id(self, inode: int) -> str:
         """The image with this number: a number never means another one, so what was found once is
         remembered. Raises StaleError."""
@@ -481,37 +332,6 @@ class ImageFiles:
             image_id = entry.image_id
         return image_id
 
-    def _follow(self, flight: Flight, inode: int, pid: int) -> LazyFile:
-        if not self._followers[inode]:
-            try:
-                # Before the kernel hears of the open: the next worker must find the file, and what
-                # it is.
-                if self._lasting:
-                    self.note(flight.image, inode, complete=flight.is_published)
-                self._hold(lambda: self._held.keep_open(flight.fd, inode))
-            except OSError:
-                self._held.release(inode)
-                raise
-        self._followers[inode] += 1
-        handle, pid = (inode, 0) if self._lasting else (0, pid)
-        return LazyFile(
-            flight,
-            self._reader,
-            pid=pid,
-            handle=handle,
-            on_close=lambda: self._left(flight, inode),
-        )
-
-    def _left(self, flight: Flight, inode: int) -> None:
-        """An image that was opened while it was being fetched is closed."""
-        self._followers[inode] -= 1
-        if self._followers[inode] <= 0:
-            del self._followers[inode]
-            self._held.release(inode)
-            if flight.is_published:
-                self._hits.closed(flight.image.image_id)
-        self._on_close()
-
     def _closed(self, file: ImageFile) -> None:
         """The last open of a complete image is closed; it has left the registry."""
         inode = file.handle
@@ -520,7 +340,7 @@ class ImageFiles:
             self._hits.closed(file.entry.image_id)  # least recently used is what was closed first
         if file.held:
             file.image.close()
-            self._held.release(inode)
+            self._holding.release(inode)
         else:
             self.idle.keep(inode, file.image)
             if inode in self._leaving:  # hold() may have looked before

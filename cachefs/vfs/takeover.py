@@ -19,7 +19,8 @@ from cachefs.errors import CacheFSError, StaleError
 from cachefs.fetcher import Fetcher
 from cachefs.image import Digest
 from cachefs.sources import SourceImage
-from cachefs.vfs.image_files import COMPLETE, ImageFiles
+from cachefs.vfs.holding import COMPLETE
+from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.inodes import NodeKind, split
 from cachefs.vfs.nodes import NOBODY, OpenFile
 from cachefs.vfs.open_files import OpenFiles

@@ -381,19 +381,19 @@ async def test_what_is_incomplete_and_nobodys_is_queued_at_start(
 async def test_an_image_evicted_while_its_fetch_winds_up_can_be_queued_at_once(
     running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = store.publish
+    really = store._publishing.publish
 
     async with running(source) as fetcher:
 
         def evicted_just_then(entry: Entry, path: Path, fd: int) -> Entry:
-            monkeypatch.setattr(store, "publish", really)
+            monkeypatch.setattr(store._publishing, "publish", really)
             published = really(entry, path, fd)
             store.evict("img")
             trio.from_thread.run_sync(fetcher.image_wanted, "img")
             assert store.enqueue("img")
             return published
 
-        monkeypatch.setattr(store, "publish", evicted_just_then)
+        monkeypatch.setattr(store._publishing, "publish", evicted_just_then)
         flight = await fetch(fetcher, "img")
         assert flight.error is None
         await until(lambda: store.is_cached("img"))

@@ -104,7 +104,7 @@ async def test_what_cannot_be_removed_is_logged_and_the_next_goes_instead(
             raise OSError(1, "immutable")
 
     async with served(images=IMAGES) as worker:
-        monkeypatch.setattr("cachefs.cache.store.check_removable", stuck)
+        monkeypatch.setattr("cachefs.cache.eviction.check_removable", stuck)
         lower(worker, 2000)
         await until(lambda: names(worker) == ["a", "c"])
         assert f"cannot remove {worker.layout.image('a')}" in caplog.text
@@ -122,7 +122,7 @@ async def test_what_could_not_be_removed_is_tried_again(
             raise OSError(1, "immutable")
 
     async with served(images=IMAGES) as worker:
-        monkeypatch.setattr("cachefs.cache.store.check_removable", stuck)
+        monkeypatch.setattr("cachefs.cache.eviction.check_removable", stuck)
         lower(worker, 0)
         await until(tries.is_set)
         assert names(worker) == ["a", "b", "c"]

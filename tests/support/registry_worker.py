@@ -36,8 +36,8 @@ from cachefs.settings.load import load
 from cachefs.sources import SourceImage
 from cachefs.sources.directory import DirectorySource
 from cachefs.units import Amount
-from cachefs.vfs.image_files import ImageFile, LazyFile
 from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE
+from cachefs.vfs.open_images import ImageFile, LazyFile
 
 MIB = 2**20
 CALLER: Any = SimpleNamespace(pid=0, uid=0, gid=0)

@@ -8,9 +8,10 @@ import pytest
 from cachefs.cache import Held, ImageCache, Layout, Limits, Store
 from cachefs.units import Amount
 from cachefs.vfs.hits import Hits
-from cachefs.vfs.image_files import ImageFiles, LostFile
+from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.inodes import NodeKind, Serials, join
 from cachefs.vfs.open_files import OpenFiles
+from cachefs.vfs.open_images import LostFile
 from cachefs.vfs.takeover import Takeover
 
 
