@@ -4,7 +4,8 @@ Owns that database; where it stands is :mod:`cachefs.drivers.place`'s. Glance's 
 Glance's, and a real Glance may read and write it while we do: triggers carry each of its inserts,
 hits and deletes over to our table, which holds what Glance has no column for. The database is an
 index of the files: what it loses in a power cut (``synchronous=NORMAL``),
-:meth:`SqliteDriver.reconcile` finds again in the directory. One that cannot be used is set aside,
+:meth:`SqliteDriver.reconcile` finds again in the directory, with what
+:mod:`cachefs.drivers.file_record` has written on the files. One that cannot be used is set aside,
 whenever that is found out, and made anew of the files; where the directory can hold none, in a
 temporary place.
 """
@@ -20,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from cachefs.drivers import place
+from cachefs.drivers import file_record, place
 from cachefs.drivers.base import Entry, GlanceRecord, Totals, file_id, size_in
 from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
@@ -147,8 +148,14 @@ RENEWAL = 5.0
 """Seconds in which a database is made anew but once: where that does not help, none is put where
 the last one failed."""
 
-ANEW = "%s: it is %s, and made anew from the files; hits, pins and checksums may be lost"
+ANEW = "%s: it is %s, and made anew from the files; %s may be lost"
 """The one warning."""
+
+LOST = {
+    True: "hits",
+    False: "hits, pins and checksums (the filesystem has no user extended attributes)",
+}
+"""What is lost at most, by whether the files themselves can say the rest."""
 
 PAGE = 500
 """Rows that a listing reads at a time."""
@@ -337,20 +344,21 @@ class SqliteDriver:
             index.run_many("UPDATE cachefs_images SET file = ? WHERE image_id = ?", taken_up)
             adopted = 0
             for image_id in sorted(files):  # In order, the indexes are written once, not all over.
-                found = find_image(self._cache_dir, image_id)
-                if found is not None:
-                    insert(
-                        index,
-                        Entry(
-                            image_id,
-                            found.st_size,
-                            last_accessed=found.st_atime,
-                            last_modified=found.st_mtime,
-                            file=file_id(found),
-                        ),
-                    )
+                entry = self._found(image_id)
+                if entry is not None:
+                    insert(index, entry)
                     adopted += 1
         return adopted, dropped
+
+    def _found(self, image_id: str) -> Entry | None:
+        """What is known of an image file by the file alone."""
+        found = find_image(self._cache_dir, image_id)
+        if found is None:
+            return None
+        return file_record.adopted(image_id, self._file_of(image_id), found)
+
+    def _file_of(self, image_id: str) -> str:
+        return f"{self._cache_dir}/{image_id}"
 
     def get(self, image_id: str) -> Entry | None:
         """As the contract says."""
@@ -361,9 +369,17 @@ class SqliteDriver:
         return self._asked(lambda index: one(index, "WHERE o.inode = ?", inode))
 
     def put(self, entry: Entry, path: Path) -> Entry:
-        """As the contract says; nothing is written on the file *path*."""
-        entry = replace(entry, file=file_id(path.lstat()))
+        """As the contract says."""
+        entry = self._record(replace(entry, file=file_id(path.lstat())))
+        file_record.describe_at(str(path), entry)
+        return entry
 
+    def adopt(self, image_id: str) -> Entry | None:
+        """As the contract says."""
+        entry = self._found(image_id)
+        return None if entry is None else self._record(entry)
+
+    def _record(self, entry: Entry) -> Entry:
         def write(index: Index) -> Entry:
             with index.transaction():
                 index.run("DELETE FROM cached_images WHERE image_id = ?", (entry.image_id,))
@@ -379,7 +395,14 @@ class SqliteDriver:
     def identify(self, entry: Entry, file: str) -> None:
         """As the contract says."""
         sql = "UPDATE cachefs_images SET file = ? WHERE image_id = ? AND inode = ?"
-        self._asked(lambda index: index.run(sql, (file, entry.image_id, entry.inode)))
+        if self._asked(lambda index: index.run(sql, (file, entry.image_id, entry.inode))):
+            self._describe(entry.image_id)
+
+    def _describe(self, image_id: str) -> None:
+        """Write on the image's file what its record says by now."""
+        entry = self.get(image_id)
+        if entry is not None:
+            file_record.describe_at(self._file_of(image_id), entry)
 
     def remove(self, image_id: str) -> None:
         """As the contract says."""
@@ -397,7 +420,10 @@ class SqliteDriver:
     def set_pinned(self, image_id: str, pinned: bool) -> bool:
         """As the contract says."""
         sql = "UPDATE cachefs_images SET pinned = ? WHERE image_id = ?"
-        return bool(self._asked(lambda index: index.run(sql, (int(pinned), image_id))))
+        known = bool(self._asked(lambda index: index.run(sql, (int(pinned), image_id))))
+        if known:
+            self._describe(image_id)
+        return known
 
     def totals(self) -> Totals:
         """As the contract says."""
@@ -513,15 +539,18 @@ class SqliteDriver:
         except (CacheFSError, OSError) as trouble:
             log.debug("no index can be made in %s: %s", self._cache_dir, trouble)
             return self._make_temporary(why)
-        log.warning(ANEW, why, done)
+        self._warn(why, done)
         return connections
 
     def _make_temporary(self, why: Exception) -> Connections:
         self._scratch = self._scratch or place.scratch()
         place.prepare(self._scratch, self._scratch.parent)
         connections = Connections(self._scratch)
-        log.warning(ANEW, why, f"left as it is, until this process ends {self._scratch} is used")
+        self._warn(why, f"left as it is, until this process ends {self._scratch} is used")
         return connections
+
+    def _warn(self, why: Exception, done: str) -> None:
+        log.warning(ANEW, why, done, LOST[file_record.is_possible(str(self._cache_dir))])
 
     def _replace(self, path: Path) -> tuple[Connections, Path | None]:
         """Made before the old one is touched: a full disk is no reason to lose an index."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cachefs.drivers import attributes
+from cachefs.drivers import attributes, file_record
 from cachefs.drivers.base import Entry, GlanceRecord, Totals, glance_record
 from cachefs.drivers.files import find_checked, find_image, scan_images
 from cachefs.drivers.index import COUNT, LRU_NEXT, LRU_START, SCHEMA, Index
@@ -217,6 +217,20 @@ class XattrDriver:
             self._file(entry.image_id, entry.inode, entry.last_accessed, entry.size, entry.pinned)
             return entry
 
+    def adopt(self, image_id: str) -> Entry | None:
+        """As the contract says: what was written on the file is its record again."""
+        with self._lock:
+            self._sync()
+            try:
+                if self._removed.pop(image_id, None) is not None:  # another publication from now on
+                    number = str(self._new_number())
+                    attributes.write(self._path(image_id), attributes.INODE, number)
+            except OSError as error:
+                log.warning("cannot adopt image %r: %s", image_id, error)
+                return None
+            self._refresh(image_id)
+            return self.get(image_id)
+
     def identify(self, entry: Entry, file: str) -> None:
         """As the contract says; on a file that cannot be written it is remembered for the life of
         this process."""
@@ -225,7 +239,7 @@ class XattrDriver:
             if found is None or found.inode != entry.inode:
                 return
             try:
-                attributes.write(self._path(entry.image_id), attributes.FILE, file)
+                attributes.write(self._path(entry.image_id), file_record.FILE, file)
             except FileNotFoundError:
                 return
             except OSError as error:
@@ -267,7 +281,7 @@ class XattrDriver:
             if self.get(image_id) is None:
                 return False
             try:
-                attributes.write(self._path(image_id), attributes.PINNED, "1" if pinned else "")
+                attributes.write(self._path(image_id), file_record.PINNED, "1" if pinned else "")
             except FileNotFoundError:
                 return False
             self._refresh(image_id)
@@ -434,7 +448,7 @@ class XattrDriver:
             return False
         try:
             inode, adopted = self._number(path)
-            pinned = attributes.read(path, attributes.PINNED) is not None
+            pinned = attributes.read(path, file_record.PINNED) is not None
         except OSError as error:
             self._forget(image_id)
             if error.errno != errno.ENOENT:
