@@ -132,6 +132,10 @@ SELECT image_id, size, hits, last_accessed, last_modified, checksum FROM cached_
 ORDER BY image_id
 """
 
+DESCRIBED = "CREATE TABLE IF NOT EXISTS cachefs_described (since INTEGER)"
+IS_DESCRIBED = "SELECT name FROM sqlite_master WHERE name = 'cachefs_described'"
+"""There is this table once the files say what the records of before that day say."""
+
 BARE_MD5 = re.compile(r"[0-9a-f]{32}\Z")
 
 WAL_BYTES = 16 * 2**20
@@ -309,7 +313,7 @@ class SqliteDriver:
         # for it. What differs is looked at again inside: a Glance beside us takes no lock of ours.
         files = {image_id: file_id(found) for image_id, found in scan_images(self._cache_dir)}
         try:
-            return self._asked(lambda index: self._bring_together(index, dict(files)))
+            numbers = self._asked(lambda index: self._bring_together(index, dict(files)))
         except NoRoomError as error:
             with self._renewing:
                 opened = self._connections()
@@ -318,6 +322,18 @@ class SqliteDriver:
                 self._opened = self._make_temporary(error)
                 opened.close()
             return self._asked(lambda index: self._bring_together(index, dict(files)))
+        self._describe_all()
+        return numbers
+
+    def _describe_all(self) -> None:
+        """Write on the files what a version of ours has recorded that did not do so; once."""
+        if self._asked(lambda index: index.row(IS_DESCRIBED)) is not None:
+            return
+        if file_record.is_possible(str(self._cache_dir)):
+            for entry in self.entries():
+                file_record.describe_at(self._file_of(entry.image_id), entry)
+            with suppress(NoRoomError):  # then again at the next start
+                self._asked(lambda index: index.run(DESCRIBED))
 
     def _bring_together(self, index: Index, files: dict[str, str]) -> tuple[int, int]:
         dropped = 0
@@ -564,10 +580,12 @@ class SqliteDriver:
             for old in {path, own}:
                 if os.path.lexists(old):
                     aside = place.set_aside(self._cache_dir, old)
+                else:
+                    place.remove_side_files(old)
             new.rename(own)
         finally:
-            for each in (new, *place.side_files(new)):
-                each.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
+            place.remove_side_files(new)
         return Connections(self._find()), aside
 
     def _next(self, position: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -424,6 +424,20 @@ def test_an_index_lost_while_it_is_used_is_made_anew(
     cache.close()
 
 
+def test_the_log_of_a_lost_index_is_not_played_into_the_next(cache: CacheDir) -> None:
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1, hits=5))
+    log = cache.path / ".cachefs/cache.db-wal"
+    left = log.read_bytes()
+    assert left
+    cache.close()
+    (cache.path / ".cachefs/cache.db").unlink()
+    log.write_bytes(left)
+    entry = cache.open().get("a")
+    assert entry is not None
+    assert entry.hits == 0
+
+
 def test_what_one_process_sets_aside_no_other_goes_on_with(cache: CacheDir) -> None:
     driver = cache.open()
     cache.publish(driver, Entry("a", 1))
