@@ -25,6 +25,7 @@ from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import DirectoryLock, is_left, owned, share
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
+from cachefs.cache.overhead import Overhead
 from cachefs.cache.partial import Version
 from cachefs.cache.pins import Pins
 from cachefs.cache.queue import Failure, Failures, Queue
@@ -92,6 +93,7 @@ class Store:
             with self._lock:
                 self._driver: Driver = open_driver(driver, cache_dir)
                 self._capacity = Capacity(self._layout, self._driver)
+                self._overhead = Overhead(self._layout, self._driver)
                 self.quick = QuickStore(
                     self._layout,
                     self._driver.quick,
@@ -208,8 +210,9 @@ class Store:
         return self._capacity.usage(self._limits)
 
     def index_bytes(self) -> int:
-        """The room that the index takes on the disk besides, in bytes."""
-        return self._driver.disk_bytes()
+        """The room that the index and ``.cachefs/`` take on the disk besides, in bytes. The index
+        as it is now, the rest as it was within the last seconds: cheap enough to be polled."""
+        return self._overhead.bytes()
 
     def tidy(self) -> bool:
         """Keep the index's log short; False where a reader of another process keeps it from

@@ -201,5 +201,8 @@ class Driver(Protocol):
         """Keep the index's log short; False where a reader of another process keeps it from that.
         May wait for the disk."""
 
+    def files(self) -> list[Path]:
+        """The files besides the images that the index is kept in; some of them may be missing."""
+
     def disk_bytes(self) -> int:
-        """The room that the index takes on the disk besides the images, in bytes."""
+        """The room that :meth:`files` take on the disk, in bytes."""

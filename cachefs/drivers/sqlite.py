@@ -483,10 +483,15 @@ class SqliteDriver:
             log.debug("cannot shorten the index's log: %s", error)
             return False
 
-    def disk_bytes(self) -> int:
+    def files(self) -> list[Path]:
         """As the contract says: the database, its log and its locks."""
-        path, size = self._connections().path, 0
-        for each in (path, *place.side_files(path)):
+        path = self._connections().path
+        return [path, *place.side_files(path)]
+
+    def disk_bytes(self) -> int:
+        """As the contract says."""
+        size = 0
+        for each in self.files():
             with suppress(OSError):
                 size += each.stat().st_size
         return size

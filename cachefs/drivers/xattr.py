@@ -295,6 +295,10 @@ class XattrDriver:
         """There is no log."""
         return True
 
+    def files(self) -> list[Path]:
+        """As the contract says: the counter of numbers."""
+        return [self._own_dir / "inodes"]
+
     def disk_bytes(self) -> int:
         """As the contract says: the counter of numbers. What is on the images' own inodes is their
         files'."""
