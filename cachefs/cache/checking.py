@@ -64,7 +64,8 @@ class Checker:
                 if entry is None or entry.file == self._look(image_id)[1]:
                     return entry
             with self._alone(image_id):
-                if self._look(image_id)[0] == entry:  # else another thread has settled it
+                now = self._look(image_id)[0]
+                if now == entry and now.file == entry.file:  # else another thread has settled it
                     self._check(entry)
 
     def mend(self, image_id: str) -> Entry | None:
@@ -78,13 +79,9 @@ class Checker:
                 self._driver.remove(image_id)
                 self._gone(entry)
             return None
-        when = found.st_mtime
         if entry is None:
-            new = Entry(image_id, found.st_size, last_accessed=when, last_modified=when)
-            try:
-                return self._driver.put(new, path)
-            except PermissionError as why:  # immutable, and the xattr driver writes on it
-                log.warning("cannot adopt image %r: %s", image_id, why)
+            entry = self._driver.adopt(image_id)
+            if entry is None:  # immutable, and the xattr driver writes on it
                 return None
         now = file_id(found)
         if entry.file == now:
@@ -100,7 +97,7 @@ class Checker:
                 found.st_size,
                 hits=entry.hits,
                 last_accessed=entry.last_accessed,
-                last_modified=when,
+                last_modified=found.st_mtime,
                 pinned=entry.pinned,
             )
             self._gone(entry)

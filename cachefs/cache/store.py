@@ -29,6 +29,7 @@ from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import DirectoryLock
 from cachefs.cache.mend import reconcile
 from cachefs.cache.open_image import OpenImage, open_cached
+from cachefs.cache.overhead import Overhead
 from cachefs.cache.partial import Version
 from cachefs.cache.publishing import Publishing
 from cachefs.cache.queue import Failure
@@ -76,6 +77,7 @@ class Store:
             with self._lock:
                 self._driver: Driver = open_driver(driver, cache_dir)
                 self._wanted = Wanted(self._layout, self._driver, self.now)
+                self._overhead = Overhead(self._layout, self._driver)
                 self.quick = QuickStore(
                     self._layout,
                     self._driver.quick,
@@ -207,8 +209,9 @@ class Store:
         return self._eviction.usage()
 
     def index_bytes(self) -> int:
-        """The room that the index takes on the disk besides, in bytes."""
-        return self._driver.disk_bytes()
+        """The room that the index and ``.cachefs/`` take on the disk besides, in bytes. The index
+        as it is now, the rest as it was within the last seconds: cheap enough to be polled."""
+        return self._overhead.bytes()
 
     def tidy(self) -> bool:
         """Keep the index's log short; False where a reader of another process keeps it from

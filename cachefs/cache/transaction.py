@@ -9,10 +9,12 @@ state    on disk                                           mended at start by
 open     the file, locked by its writer; its length is     the lock is gone with the writer:
          the room that is reserved for it; a map of its    with a map, the file is kept to be
          chunks, where the source can be asked for ranges  gone on with, else it is removed
-synced   the same, all bytes durable                       the same
+synced   the same, all bytes durable, and on the file what the same
+         its record will say (drivers.file_record)
 recorded the same, and the index has the image             the record has no file: dropped
 renamed  ``ID``, recorded; the name perhaps not durable    name lost: record dropped;
-                                                           record lost: file adopted
+                                                           record lost: file adopted, with what
+                                                           is written on it
 ======== ================================================= ==================================
 
 INVARIANT: no name directly in the cache directory ever stands for bytes that were not verified and
@@ -29,7 +31,7 @@ from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import own
 from cachefs.cache.partial import PartialMap, Version
 from cachefs.cache.trust import FLAGS, entered, open_trusted, remove
-from cachefs.drivers import Entry
+from cachefs.drivers import Entry, describe
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
@@ -149,7 +151,6 @@ class Transaction:
         now = self._owner.now()
         modified = now if modified is None else modified
         os.utime(self.fd, ns=(to_ns(now), to_ns(modified)))
-        os.fsync(self.fd)
         entry = Entry(
             image_id=self.image_id,
             size=size,
@@ -161,6 +162,8 @@ class Transaction:
             source=source,
             verified=verified,
         )
+        describe(self.fd, entry)
+        os.fsync(self.fd)
         entry = self._owner.publish(entry, self.path, self.fd)
         self._remove_map()
         self._close()

@@ -1,6 +1,7 @@
 """Indexes of the cached images: the contract, and how a driver is chosen by name."""
 
 from cachefs.drivers.base import Driver, Entry, GlanceRecord, QuickDriver, Totals, file_id
+from cachefs.drivers.file_record import describe
 from cachefs.drivers.registry import DEFAULT, DRIVERS, open_driver
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "GlanceRecord",
     "QuickDriver",
     "Totals",
+    "describe",
     "file_id",
     "open_driver",
 ]

@@ -1,12 +1,12 @@
 """An image's record as extended attributes of its file: names, formats, reading and writing.
 
-Owns the formats, and takes whatever it finds: any process may write an attribute, so one that
-makes no sense counts as missing. Knows nothing of directories and indexes.
+Owns the formats of what only the xattr driver keeps there; the rest of a record is
+:mod:`cachefs.drivers.file_record`'s. Takes whatever it finds: any process may write an attribute,
+so one that makes no sense counts as missing. Knows nothing of directories and indexes.
 """
 
 import ctypes
 import errno
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import xattr
 
-from cachefs.drivers.base import Entry, file_id, size_in
+from cachefs.drivers.base import Entry, file_id
+from cachefs.drivers.file_record import FILE, NAMES, PINNED, texts_of, with_texts
 from cachefs.units import to_ns
 
 T = TypeVar("T")
@@ -23,18 +24,6 @@ T = TypeVar("T")
 HITS = "user.hits"
 """ASCII decimal on the file itself, as ``glance.image_cache.drivers.xattr`` writes it."""
 INODE = "user.cachefs.inode"
-PINNED = "user.cachefs.pinned"
-FETCHED = "user.cachefs.fetched"
-SOURCE = "user.cachefs.source"
-CHECKSUM = "user.cachefs.checksum"
-VERIFIED = "user.cachefs.verified"
-FILE = "user.cachefs.file"
-"""Which file the others were written on (:func:`cachefs.drivers.base.file_id`): they may be copied
-to another one, and its bytes may become others below them."""
-
-SOURCE_BYTES = 1024
-"""A longer source is cut: ext4 has one block, 4 KiB, for all attributes of a file."""
-
 MAX_INODE = 2**62
 """A greater number in an attribute is garbage."""
 
@@ -74,21 +63,17 @@ def create(path: str, name: str, text: str) -> bool:
 def read_entry(image_id: str, path: str, found: os.stat_result) -> Entry:
     """The record on the image's file *path*, of inode *found*; number 0 where it has none yet."""
     names = _unchanged(lambda: xattr.listxattr(path))
-    texts = {name: read(path, name) for name in names if name in _TEXTS}
-    return Entry(
+    read_texts = {name: read(path, name) for name in names if name in _TEXTS}
+    texts = {name: text for name, text in read_texts.items() if text is not None}
+    entry = Entry(
         image_id,
         found.st_size,
         hits=decimal(texts.get(HITS)),
         last_accessed=found.st_atime,
         last_modified=found.st_mtime,
-        checksum=texts.get(CHECKSUM),
-        pinned=texts.get(PINNED) is not None,
-        fetched=_time(texts.get(FETCHED)),
-        source=texts.get(SOURCE),
-        verified=texts.get(VERIFIED) is not None,
         inode=inode_number(texts.get(INODE)),
-        file=_file(texts.get(FILE)),
     )
+    return with_texts(entry, texts)
 
 
 def scan(path: str) -> tuple[int | None, bool]:
@@ -115,16 +100,8 @@ def number(path: str, inode: int) -> None:
 def write_entry(path: str, entry: Entry) -> Entry:
     """Put the record on the file *path*; a last_modified of 0 leaves the file's mtime. The record,
     which speaks of that file from now on."""
-    source = (entry.source or "").encode()[:SOURCE_BYTES].decode(errors="ignore")
-    for name, text in (
-        (HITS, str(entry.hits)),
-        (PINNED, "1" if entry.pinned else ""),
-        (FETCHED, "" if entry.fetched is None else repr(entry.fetched)),
-        (SOURCE, source),
-        (CHECKSUM, entry.checksum or ""),
-        (VERIFIED, "1" if entry.verified else ""),
-        (INODE, str(entry.inode)),
-    ):
+    texts = {HITS: str(entry.hits), **texts_of(entry), INODE: str(entry.inode)}
+    for name, text in texts.items():
         write(path, name, text)
     modified_ns = to_ns(entry.last_modified) or Path(path).stat().st_mtime_ns
     os.utime(path, ns=(to_ns(entry.last_accessed), modified_ns))
@@ -168,19 +145,7 @@ def _unchanged(read: Callable[[], T]) -> T:
                 raise
 
 
-def _file(text: str | None) -> str | None:
-    return text if text is not None and size_in(text) >= 0 else None
-
-
-def _time(text: str | None) -> float | None:
-    try:
-        seconds = float(text or "nan")
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) else None
-
-
-_TEXTS = frozenset({HITS, INODE, PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED, FILE})
+_TEXTS = NAMES | {HITS, INODE}
 
 _UTIME_OMIT = (1 << 30) - 2  # sys/stat.h
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100  # fcntl.h

@@ -116,7 +116,8 @@ class Driver(Protocol):
     :meth:`reconcile` and :meth:`entries` costs at most a logarithm of the number of images.
 
     An index that is lost, damaged or locked for long while it is used is made anew of the files,
-    with one warning, and the method goes on: hits are lost at most.
+    with one warning, and the method goes on: hits are lost at most, for the rest of a record stands
+    on the image's file, too (:mod:`cachefs.drivers.file_record`), where the filesystem allows it.
     """
 
     name: ClassVar[str]
@@ -133,8 +134,8 @@ class Driver(Protocol):
         """Let go of files and memory; the driver is not used after this."""
 
     def reconcile(self) -> tuple[int, int]:
-        """Bring files and index together: adopt each image file without a record (times from the
-        file), drop each record without a file. Reads the directory once, and no file's bytes. A
+        """Bring files and index together: adopt each image file without a record, as :meth:`adopt`
+        does, drop each record without a file. Reads the directory once, and no file's bytes. A
         record with a checksum that speaks of another file is kept, with the size that counts now,
         for :meth:`get` to tell; one without is adopted anew. Called under the cache's lock. Returns
         the numbers (adopted, dropped)."""
@@ -148,7 +149,15 @@ class Driver(Protocol):
     def put(self, entry: Entry, path: Path) -> Entry:
         """Record *entry*, whose bytes are in the file *path* and about to be renamed into place; an
         earlier record of the ID is replaced. It speaks of that file from now on, as it is when this
-        returns. Returns the entry with its inode number and its *file*."""
+        returns. Returns the entry with its inode number and its *file*. What it says is written on
+        the file, where that can be; a caller that syncs the file does so before, with
+        :func:`cachefs.drivers.describe`."""
+
+    def adopt(self, image_id: str) -> Entry | None:
+        """Record an image file that has no record: its times, and what was written on it when it
+        was recorded last. Where that was written of the file as it was before a change, the entry
+        speaks of that one, and its digest decides. None where there is no such file, or it cannot
+        be recorded. Called under the cache's lock."""
 
     def identify(self, entry: Entry, file: str) -> None:
         """Have the record *entry* speak of *file* (:func:`file_id`); nothing happens where it is
@@ -192,5 +201,8 @@ class Driver(Protocol):
         """Keep the index's log short; False where a reader of another process keeps it from that.
         May wait for the disk."""
 
+    def files(self) -> list[Path]:
+        """The files besides the images that the index is kept in; some of them may be missing."""
+
     def disk_bytes(self) -> int:
-        """The room that the index takes on the disk besides the images, in bytes."""
+        """The room that :meth:`files` take on the disk, in bytes."""

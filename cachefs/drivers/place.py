@@ -72,6 +72,8 @@ def prepare(path: Path, cache_dir: Path) -> None:
     """Make the database at *path* its owner's alone, before SQLite opens it; an empty one where
     there is none. SQLite gives its side files the mode and the owner of the database. Raises
     IndexLostError for what is no file, or a file of a user who is not to be trusted, OSError."""
+    if not _exists(path):
+        remove_side_files(path)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         give_to_owner(path, cache_dir)
@@ -89,6 +91,13 @@ def prepare(path: Path, cache_dir: Path) -> None:
 def side_files(path: Path) -> list[Path]:
     """The files that SQLite may keep beside a database."""
     return [path.with_name(path.name + suffix) for suffix in SIDE_FILES]
+
+
+def remove_side_files(path: Path) -> None:
+    """Remove what SQLite has kept beside a database that is gone: it would play the log of that one
+    into the next one that gets the name. Raises OSError."""
+    for each in side_files(path):
+        each.unlink(missing_ok=True)
 
 
 def set_aside(cache_dir: Path, path: Path) -> Path:

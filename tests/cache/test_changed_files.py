@@ -288,4 +288,4 @@ def forget_file(place: Place, store: Store) -> None:
     if place.driver == "xattr":
         os.removexattr(place.path / "a", "user.cachefs.file")
     else:
-        store._driver._connections().main.run("UPDATE cachefs_images SET file = NULL")
+        store._driver._database.connections().main.run("UPDATE cachefs_images SET file = NULL")

@@ -129,7 +129,8 @@ def test_bytes_are_synced_before_the_rename_and_the_directory_after_it(place: Pl
     renamed = lines.index(f"rename {path}/incomplete/a")
     named = lines.index(f"fsync {path}")
     assert synced < recorded < renamed < named
-    written = [f"{call} {path}/incomplete/a" for call in ("pwrite", "ftruncate")]
+    written = [f"{call} {path}/incomplete/a" for call in ("pwrite", "ftruncate", "setxattr")]
+    assert set(written) <= set(lines[:synced])
     assert not set(lines[synced:]) & set(written)
 
 

@@ -1,14 +1,17 @@
 """What every driver does, whatever it keeps its records in."""
 
 import os
+import shutil
 import signal
+import subprocess
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 from support.cache_dir import CacheDir
 
-from cachefs.drivers import Driver, Entry, Totals
+from cachefs.drivers import DRIVERS, Driver, Entry, Totals, describe, file_id, open_driver
 from cachefs.drivers.base import glance_record
 from cachefs.errors import DriverError
 
@@ -413,3 +416,171 @@ def test_a_closed_driver_says_so(cache: CacheDir, driver: Driver) -> None:
     cache.close()
     with pytest.raises(DriverError):
         driver.totals()
+
+
+# What the index knows, once it is lost
+
+
+def lose_index(cache: CacheDir) -> None:
+    """All that stands outside of the images' own files."""
+    cache.close()
+    (cache.path / "cache.db").unlink(missing_ok=True)
+    shutil.rmtree(cache.path / ".cachefs")
+
+
+def lost_and_found(cache: CacheDir, image_id: str) -> Entry:
+    lose_index(cache)
+    entry = cache.open().get(image_id)
+    assert entry is not None
+    return entry
+
+
+def as_known(entry: Entry) -> tuple[object, ...]:
+    """What is to survive: all but the statistics, and the number of the publication."""
+    return (
+        *(entry.pinned, entry.checksum, entry.verified, entry.fetched, entry.source),
+        *(entry.size, entry.file),
+    )
+
+
+def nothing_known(entry: Entry) -> bool:
+    return (entry.pinned, entry.checksum, entry.verified, entry.fetched, entry.source) == (
+        *(False, None, False, None, None),
+    )
+
+
+def file_of(cache: CacheDir, image_id: str) -> str:
+    return file_id((cache.path / image_id).stat())
+
+
+@pytest.mark.parametrize("checksum", [MD5, SHA256])
+def test_what_a_lost_index_knew_is_read_back_from_the_file(
+    cache: CacheDir, driver: Driver, checksum: str
+) -> None:
+    put = cache.publish(driver, replace(FULL, checksum=checksum))
+    found = lost_and_found(cache, FULL.image_id)
+    assert as_known(found) == as_known(put)
+    assert found.file == file_of(cache, FULL.image_id)
+
+
+def test_an_image_of_which_little_is_known_has_as_little_after_a_lost_index(
+    cache: CacheDir, driver: Driver
+) -> None:
+    cache.publish(driver, FULL)
+    cache.publish(driver, Entry(FULL.image_id, 2))
+    assert nothing_known(lost_and_found(cache, FULL.image_id))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_pin_that_was_changed_survives_a_lost_index(
+    cache: CacheDir, driver: Driver, pinned: bool
+) -> None:
+    cache.publish(driver, replace(FULL, pinned=not pinned))
+    driver.set_pinned(FULL.image_id, pinned)
+    found = lost_and_found(cache, FULL.image_id)
+    assert (found.pinned, found.checksum, found.verified) == (pinned, SHA256, True)
+
+
+def test_a_lost_index_is_read_back_when_a_file_is_met_too(cache: CacheDir, driver: Driver) -> None:
+    put = cache.publish(driver, FULL)
+    away = cache.path / "incomplete/away"
+    (cache.path / FULL.image_id).rename(away)
+    lose_index(cache)
+    driver = cache.open()
+    away.rename(cache.path / FULL.image_id)
+    found = driver.adopt(FULL.image_id)
+    assert found is not None
+    assert as_known(found) == as_known(put)
+    assert driver.get(FULL.image_id) == found
+    assert driver.by_inode(found.inode) == found
+    assert ids(driver.pinned()) == [FULL.image_id]
+
+
+def test_there_is_no_adopting_what_is_not_there(driver: Driver) -> None:
+    assert driver.adopt("a") is None
+
+
+@pytest.mark.parametrize("change", ["other bytes", "other length", "other file"])
+def test_what_was_known_of_another_file_is_not_believed_after_a_lost_index(
+    cache: CacheDir, driver: Driver, change: str
+) -> None:
+    cache.publish(driver, FULL)
+    path = cache.path / FULL.image_id
+    if change == "other file":
+        copy = cache.path / "incomplete/copy"
+        subprocess.run(["cp", "-a", path, copy], check=True)
+        copy.rename(path)
+    else:
+        path.write_bytes(b"wrong" if change == "other bytes" else b"more than before")
+        os.utime(path, ns=(5, path.stat().st_mtime_ns + 1))  # whatever the clock's steps are
+    found = lost_and_found(cache, FULL.image_id)
+    # The digest is to decide, so the record says of which file it was.
+    assert found.checksum == SHA256
+    assert found.file != file_of(cache, FULL.image_id)
+
+
+def test_of_a_changed_file_without_a_digest_nothing_is_known_after_a_lost_index(
+    cache: CacheDir, driver: Driver
+) -> None:
+    cache.publish(driver, Entry("a", 5, source="s", fetched=1.0))
+    path = cache.path / "a"
+    path.write_bytes(b"other")
+    os.utime(path, ns=(5, path.stat().st_mtime_ns + 1))
+    found = lost_and_found(cache, "a")
+    assert (found.verified, found.checksum) == (False, None)
+
+
+def test_a_file_that_was_found_to_be_right_is_believed_after_a_lost_index(
+    cache: CacheDir, driver: Driver
+) -> None:
+    put = cache.publish(driver, FULL)
+    os.utime(cache.path / FULL.image_id, (1, 1))
+    driver.identify(put, file_of(cache, FULL.image_id))
+    found = lost_and_found(cache, FULL.image_id)
+    assert found.verified
+    assert found.file == file_of(cache, FULL.image_id)
+
+
+@pytest.mark.parametrize("name", ["checksum", "fetched", "file", "source"])
+@pytest.mark.parametrize("garbage", [b"", b"x", b"\xff\0\xfe", b"nan", b"9" * 400])
+def test_garbage_on_a_file_keeps_no_lost_index_from_being_made_anew(
+    cache: CacheDir, driver: Driver, name: str, garbage: bytes
+) -> None:
+    cache.publish(driver, FULL)
+    os.setxattr(cache.path / FULL.image_id, f"user.cachefs.{name}", garbage)
+    found = lost_and_found(cache, FULL.image_id)
+    assert found.size == FULL.size
+    driver = cache.open()
+    driver.set_pinned(FULL.image_id, False)
+    assert driver.totals() == Totals(1, FULL.size)
+
+
+def test_only_the_file_of_a_trusted_user_is_believed_after_a_lost_index(
+    cache: CacheDir, driver: Driver
+) -> None:
+    cache.publish(driver, FULL)
+    os.chown(cache.path / FULL.image_id, 65534, 65534)
+    lose_index(cache)
+    assert cache.open().get(FULL.image_id) is None
+
+
+def test_what_is_written_on_a_file_is_the_same_whichever_driver_wrote_it(
+    cache: CacheDir, driver: Driver
+) -> None:
+    put = cache.publish(driver, FULL)
+    lose_index(cache)
+    for name in DRIVERS:
+        with closing(open_driver(name, cache.path)) as other:
+            other.reconcile()
+            found = other.get(FULL.image_id)
+            assert found is not None
+            assert as_known(found) == as_known(put)
+
+
+def test_described_again_a_file_is_not_written_to(cache: CacheDir, driver: Driver) -> None:
+    put = cache.publish(driver, FULL)
+    path = cache.path / FULL.image_id
+    before = path.stat().st_ctime_ns
+    with path.open("rb") as file:
+        assert describe(file.fileno(), put)
+    assert path.stat().st_ctime_ns == before

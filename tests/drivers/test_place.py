@@ -16,7 +16,7 @@ from support.cache_dir import CacheDir
 from support.processes import wait_for
 
 from cachefs.drivers import Entry, Totals, place
-from cachefs.drivers.sqlite import UNTIDY_BYTES, WAL_BYTES
+from cachefs.drivers.connections import UNTIDY_BYTES, WAL_BYTES
 from cachefs.errors import IndexBusyError
 
 GLANCE_CREATE = """CREATE TABLE IF NOT EXISTS cached_images (image_id TEXT PRIMARY KEY,
@@ -424,10 +424,24 @@ def test_an_index_lost_while_it_is_used_is_made_anew(
     cache.close()
 
 
+def test_the_log_of_a_lost_index_is_not_played_into_the_next(cache: CacheDir) -> None:
+    driver = cache.open()
+    cache.publish(driver, Entry("a", 1, hits=5))
+    log = cache.path / ".cachefs/cache.db-wal"
+    left = log.read_bytes()
+    assert left
+    cache.close()
+    (cache.path / ".cachefs/cache.db").unlink()
+    log.write_bytes(left)
+    entry = cache.open().get("a")
+    assert entry is not None
+    assert entry.hits == 0
+
+
 def test_what_one_process_sets_aside_no_other_goes_on_with(cache: CacheDir) -> None:
     driver = cache.open()
     cache.publish(driver, Entry("a", 1))
-    cache.run("driver._opened.path.unlink(); driver.get('a')")
+    cache.run("driver._database._opened.path.unlink(); driver.get('a')")
     cache.run("cache.publish(driver, Entry('b', 2))")
     assert driver.totals() == Totals(2, 3)
 

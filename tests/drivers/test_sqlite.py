@@ -10,8 +10,8 @@ import pytest
 from support.cache_dir import CacheDir
 
 from cachefs.drivers import Driver, Entry, Totals, open_driver
+from cachefs.drivers.connections import WAL_BYTES
 from cachefs.drivers.index import LRU_NEXT
-from cachefs.drivers.sqlite import WAL_BYTES
 from cachefs.errors import DriverError, NoRoomError
 
 # As glance/image_cache/drivers/sqlite.py has them.
@@ -210,7 +210,7 @@ def test_pinned_images_are_no_part_of_the_index_that_finds_victims(cache: CacheD
 
 def test_a_full_disk_is_no_room(cache: CacheDir) -> None:
     driver = cache.open()
-    index = driver._connections().main  # type: ignore[attr-defined] # injected
+    index = driver._database.connections().main  # type: ignore[attr-defined] # injected
     pages = index.rows("PRAGMA page_count")[0][0]
     index.rows(f"PRAGMA max_page_count={pages}")
     with pytest.raises(NoRoomError):

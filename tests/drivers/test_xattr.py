@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.cache_dir import CacheDir
 
-from cachefs.drivers import Entry, Totals, attributes, open_driver, registry, watch
+from cachefs.drivers import Entry, Totals, attributes, file_record, open_driver, registry, watch
 from cachefs.drivers.xattr import XattrDriver
 from cachefs.errors import DriverError, InvalidValueError
 
@@ -63,8 +63,8 @@ def test_a_record_is_read_while_its_attributes_grow(cache: CacheDir) -> None:
         while not done.is_set():
             for hits, source in ((b"9", b"x" * 90), (b"1234567890", b"y")):
                 os.setxattr(path, attributes.HITS, hits)
-                os.setxattr(path, attributes.SOURCE, source)
-                os.removexattr(path, attributes.SOURCE)
+                os.setxattr(path, file_record.SOURCE, source)
+                os.removexattr(path, file_record.SOURCE)
 
     growing = threading.Thread(target=grow)
     growing.start()

@@ -12,7 +12,7 @@ import trio.testing
 from support.fake_source import FakeSource
 from support.strangers import FLOCK, PATIENCE, READ_TRANSACTION, WRITE_LOCK, another_holds
 
-from cachefs.drivers import Entry, file_id, sqlite
+from cachefs.drivers import Entry, connections, file_id
 from cachefs.vfs import hits as vfs_hits
 
 from .conftest import DATA, Served, Worker, every_driver, every_mode, sha256, until
@@ -111,7 +111,7 @@ async def test_the_index_takes_no_more_room_though_another_process_reads_on_and_
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, size in (("WAL_BYTES", 100_000), ("UNTIDY_BYTES", 50_000)):
-        monkeypatch.setattr(sqlite, name, size)
+        monkeypatch.setattr(connections, name, size)
     async with served(images={"a": SMALL}) as worker:
         path = worker.layout.base / "cache.db"
         with another_holds(path, READ_TRANSACTION):

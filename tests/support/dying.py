@@ -13,6 +13,7 @@ STEPS = [
     (os, "fsync"),
     (os, "ftruncate"),
     (os, "pwrite"),
+    (os, "setxattr"),
     (Path, "rename"),
     (Path, "unlink"),
     *[(driver, name) for driver in (SqliteDriver, XattrDriver) for name in ("put", "remove")],

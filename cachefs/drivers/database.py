@@ -1,0 +1,171 @@
+"""The database that the sqlite driver has open, made anew whenever it cannot be used.
+
+Owns which database that is: the one that :mod:`cachefs.drivers.place` finds, an empty one in its
+place once it is set aside, or, where the directory can hold none, a temporary one. Knows nothing of
+what is recorded; the driver fills an empty one from the files.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from cachefs.drivers import file_record, place
+from cachefs.drivers.connections import Connections
+from cachefs.drivers.index import Index
+from cachefs.drivers.private import private_dir
+from cachefs.errors import CacheFSError, DriverError, IndexBusyError, IndexLostError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RENEWAL = 5.0
+"""Seconds in which a database is made anew but once: where that does not help, none is put where
+the last one failed."""
+
+ANEW = "%s: it is %s, and made anew from the files; %s may be lost"
+"""The one warning."""
+
+LOST = {
+    True: "hits",
+    False: "hits, pins and checksums (the filesystem has no user extended attributes)",
+}
+"""What is lost at most, by whether the files themselves can say the rest."""
+
+
+class Database:
+    """See the module. *made_anew* is called, in the thread that has found the fault, when another
+    database has been opened instead."""
+
+    def __init__(self, cache_dir: Path, made_anew: Callable[[], object]) -> None:
+        self._cache_dir = cache_dir
+        self._path = cache_dir / place.LINK
+        self._made_anew = made_anew
+        self._opened: Connections | None = None
+        self._renewing = threading.RLock()
+        self._renewed = float("-inf")
+        self._scratch: Path | None = None
+
+    def open(self) -> None:
+        """Open the database, and create or upgrade it; one that cannot be used is set aside, and a
+        new one made."""
+        self._opened = self._open()
+
+    def close(self) -> None:
+        """Close it, and remove a temporary one."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+        if self._scratch is not None:
+            place.remove_scratch(self._scratch)
+            self._scratch = None
+
+    def give_up(self, why: CacheFSError) -> None:
+        """Go on in a temporary place, where the directory has no room for a database. Raises *why*
+        where that is so already."""
+        with self._renewing:
+            opened = self.connections()
+            if opened.path == self._scratch:
+                raise why
+            self._opened = self._make_temporary(why)
+            opened.close()
+
+    def connections(self) -> Connections:
+        """The open database. Raises DriverError where none is."""
+        if self._opened is None:
+            raise DriverError(f"the index of {self._cache_dir} is not open")
+        return self._opened
+
+    def asked(self, work: Callable[[Index], T], *, patient: bool = False) -> T:
+        """What *work* gives, or gives in a new database, where this one cannot be used. With
+        *patient*, one that is locked is not one of those."""
+        opened = self.connections()
+        if not opened.is_there():
+            self._renew(opened, IndexLostError(f"index {opened.path}: it was taken away"))
+            opened = self.connections()
+        try:
+            return work(opened.main)
+        except DriverError as error:
+            if self._opened is opened:
+                lost = isinstance(error, IndexLostError)
+                if not lost and (patient or not isinstance(error, IndexBusyError)):
+                    raise
+                self._renew(opened, error)
+        return work(self.connections().main)
+
+    def _renew(self, opened: Connections, why: DriverError) -> None:
+        """Open what another process has made in the meantime, or make a new database, unless
+        another thread has done so."""
+        with self._renewing:
+            if self._opened is not opened:
+                return
+            if opened.path == self._scratch:
+                raise why
+            if opened.is_there() or not opened.path.exists():
+                self._opened = self._make_anew(opened.path, why)
+            else:
+                self._opened = self._open()
+            opened.close()
+            self._made_anew()
+
+    def _find(self) -> Path:
+        """The database to be opened. Raises as :func:`cachefs.drivers.place.find`."""
+        return place.find(self._cache_dir)
+
+    def _open(self) -> Connections:
+        path = self._path
+        try:
+            path = self._find()
+            place.prepare(path, self._cache_dir)
+            return Connections(path)
+        except (CacheFSError, OSError) as error:
+            return self._make_anew(path, error)
+
+    def _make_anew(self, path: Path, why: Exception) -> Connections:
+        """An empty database, once the one at *path* is set aside; where that cannot be done, in a
+        temporary place, for as long as the cache is open."""
+        again, self._renewed = time.monotonic() - self._renewed < RENEWAL, time.monotonic()
+        try:
+            if again:
+                raise DriverError("the last one has just been made")
+            connections, aside = self._replace(path)
+            done = f"set aside as {aside}" if aside is not None else "gone"
+        except (CacheFSError, OSError) as trouble:
+            log.debug("no index can be made in %s: %s", self._cache_dir, trouble)
+            return self._make_temporary(why)
+        self._warn(why, done)
+        return connections
+
+    def _make_temporary(self, why: Exception) -> Connections:
+        self._scratch = self._scratch or place.scratch()
+        place.prepare(self._scratch, self._scratch.parent)
+        connections = Connections(self._scratch)
+        self._warn(why, f"left as it is, until this process ends {self._scratch} is used")
+        return connections
+
+    def _warn(self, why: Exception, done: str) -> None:
+        log.warning(ANEW, why, done, LOST[file_record.is_possible(str(self._cache_dir))])
+
+    def _replace(self, path: Path) -> tuple[Connections, Path | None]:
+        """Made before the old one is touched: a full disk is no reason to lose an index."""
+        private_dir(self._cache_dir)
+        own = self._path
+        new = own.with_name(f"{own.name}.{os.getpid()}.{threading.get_ident()}")
+        aside = None
+        try:
+            place.prepare(new, self._cache_dir)
+            Connections(new).close()
+            for old in {path, own}:
+                if os.path.lexists(old):
+                    aside = place.set_aside(self._cache_dir, old)
+                else:
+                    place.remove_side_files(old)
+            new.rename(own)
+        finally:
+            new.unlink(missing_ok=True)
+            place.remove_side_files(new)
+        return Connections(self._find()), aside
