@@ -30,7 +30,8 @@ BUFFER = 2**20
 
 class Checker:
     """Brings files and records of one cache directory together, image by image. *reject* moves a
-    file to ``invalid/`` with the reason and the source it was from; *gone* hears, under the lock,
+    file to ``invalid/`` with the reason and the source it was from; *repin* has an image pinned
+    once it is cached again; *gone* hears, under the lock,
     of every record that means no cached image any more."""
 
     def __init__(
@@ -40,12 +41,14 @@ class Checker:
         lock: DirectoryLock,
         *,
         reject: Callable[[Path, CacheFSError, str | None], None],
+        repin: Callable[[str], None],
         gone: Callable[[Entry], None],
     ) -> None:
         self._layout = layout
         self._driver = driver
         self._lock = lock
         self._reject = reject
+        self._repin = repin
         self._gone = gone
         self._checking: dict[str, tuple[threading.Lock, list[int]]] = {}
         self._claims = threading.Lock()
@@ -143,6 +146,8 @@ class Checker:
         log.error("cached image %r is damaged, dropping it: %s", entry.image_id, why)
         error = ChecksumError(f"the cached image {entry.image_id!r} was changed: {why}")
         self._reject(self._layout.image(entry.image_id), error, entry.source)
+        if entry.pinned:  # so it will be when its bytes are right again
+            self._repin(entry.image_id)
         self._driver.remove(entry.image_id)
         self._gone(entry)
 

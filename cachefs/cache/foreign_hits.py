@@ -39,8 +39,9 @@ def take_over_hits(layout: Layout, driver: Driver) -> None:
     except OSError:
         pass
     taken = 0
+    read = _READERS.get(driver.name)
     try:
-        for image_id, hits, when in _READERS[driver.name](layout.base):
+        for image_id, hits, when in read(layout.base) if read is not None else ():
             entry = driver.get(image_id)
             if entry is not None and entry.hits == 0:
                 driver.hit(image_id, when or entry.last_accessed, hits)

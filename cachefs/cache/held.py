@@ -19,9 +19,12 @@ from typing import Any
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import open_shared
+from cachefs.cache.trust import read_trusted
 from cachefs.errors import InvalidValueError
 
 log = logging.getLogger(__name__)
+
+_LONGEST_NOTE = 2**16
 
 
 class Held:
@@ -77,9 +80,11 @@ class Held:
     def noted(self, number: int) -> dict[str, Any] | None:
         """What was written down, or None. Raises InvalidValueError for what cannot have been."""
         try:
-            members = json.loads(self._note(number).read_text(encoding="utf-8"))
+            members = json.loads(read_trusted(self._note(number), _LONGEST_NOTE))
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise InvalidValueError(f"the note of {number} is none of ours: {error}") from error
         except (ValueError, RecursionError) as error:  # JSON's errors are ValueErrors
             raise InvalidValueError(f"the note of {number} is not JSON: {error}") from error
         if not isinstance(members, dict):

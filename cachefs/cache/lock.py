@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -39,9 +39,11 @@ class DirectoryLock:
     already, and does not believe it has the lock before the old one is free or a ghost's still;
     and a process that gets the old one after that finds that the path names another."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, restore: Callable[[], None] | None = None) -> None:
+        """*restore* is called where the lock's directory has gone, and makes it anew."""
         self._threads = threading.RLock()
         self._path = path
+        self._restore = restore
         self._fd = open_lock(path)
         self._closed = False
         self._depth = 0
@@ -80,7 +82,7 @@ class DirectoryLock:
 
     def _lock(self) -> None:
         if self._fd < 0:  # its file could not be opened anew, the last time: a full disk, say
-            self._fd = open_lock(self._path)
+            self._fd = self._open()
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +93,16 @@ class DirectoryLock:
                 return
             os.close(self._fd)
             self._fd = -1
-            self._fd = open_lock(self._path)
+            self._fd = self._open()
+
+    def _open(self) -> int:
+        try:
+            return open_lock(self._path)
+        except FileNotFoundError:
+            if self._restore is None:
+                raise
+        self._restore()
+        return open_lock(self._path)
 
     def _wait(self) -> bool:
         """Whether the lock of :attr:`_fd` was got; else that is of another file now, to be tried

@@ -22,7 +22,8 @@ class Pins:
 
     def add(self, image_id: str) -> None:
         """Have the image pinned when it is cached; durable."""
-        self._layout.pin(image_id).touch(mode=0o640)
+        with self._layout.replacing(self._layout.pin(image_id)):  # follows no link
+            pass
         sync_directory(self._layout.pins_dir)
 
     def discard(self, image_id: str) -> bool:

@@ -43,6 +43,7 @@ from cachefs.errors import (
     ImageExistsError,
     ImageNotFoundError,
     IndexBusyError,
+    NoRoomError,
 )
 from cachefs.image import check_image_id
 
@@ -72,7 +73,7 @@ class Store:
         self._last_now = 0.0
         self._stamps = threading.Lock()
         self._room: list[Callable[[], None]] = []
-        self._lock = DirectoryLock(self._layout.lock_file)
+        self._lock = DirectoryLock(self._layout.lock_file, restore=self._restore)
         try:
             with self._lock:
                 self._driver: Driver = open_driver(driver, cache_dir)
@@ -92,6 +93,7 @@ class Store:
                     self._driver,
                     self._lock,
                     reject=self._wanted.reject,
+                    repin=self._wanted.pins.add,
                     gone=self._eviction.tell_gone,
                 )
                 self._publishing = Publishing(
@@ -118,6 +120,12 @@ class Store:
         """Let go of the driver and the lock. Open images and transactions are their owners'."""
         self._driver.close()
         self._lock.close()
+
+    def _restore(self) -> None:
+        """The directory has been removed under us: it is a cache again, and empty. Raises
+        CacheDirectoryError where something else has its place by now."""
+        log.error("%s was removed: making it anew", self._layout.base)
+        claim(self._layout)
 
     def now(self) -> float:
         """Seconds since the epoch, later than any answer before: LRU order knows no ties."""
@@ -220,7 +228,9 @@ class Store:
 
     def is_being_written(self, image_id: str) -> bool:
         """Whether a living writer, in any process, is caching the image."""
-        return is_being_written(self._layout.incomplete(image_id))
+        return is_being_written(self._layout.incomplete(image_id)) or is_being_written(
+            self._layout.beside(image_id)
+        )
 
     def incomplete(self) -> Iterator[tuple[str, os.stat_result]]:
         """The images being written by any process, with their files' stat."""
@@ -252,6 +262,8 @@ class Store:
             self._driver.hit(image_id, when, count)
         except IndexBusyError:
             raise
+        except NoRoomError as error:
+            raise IndexBusyError(str(error)) from error
         except (CacheFSError, OSError) as error:
             log.warning("could not count a hit of image %r: %s", image_id, error)
 
@@ -304,7 +316,8 @@ class Store:
     ) -> None:
         """Remember that the image could not be had, and why; it leaves the queue. *version* is the
         caller's name for the bytes that were wrong."""
-        self._wanted.fail(image_id, error, source=source, size=size, version=version)
+        with self._lock:  # so that nobody queues it meanwhile, whose wish would be lost
+            self._wanted.fail(image_id, error, source=source, size=size, version=version)
 
     def failure(self, image_id: str) -> Failure | None:
         """Why the image could not be had, or None where it has not failed."""
@@ -337,7 +350,8 @@ class Store:
     def set_priority(self, image_id: str, priority: int) -> bool:
         """Have a queued image fetched before those of lower priority; durable. False, and nothing
         is done, where it is not queued."""
-        return self._wanted.set_priority(image_id, priority)
+        with self._lock:
+            return self._wanted.set_priority(image_id, priority)
 
     def unqueue(self, image_id: str) -> bool:
         """Take an image out of the queue; False where it was not in it."""
@@ -345,8 +359,10 @@ class Store:
 
     def requeue_abandoned(self) -> None:
         """Queue the images that :meth:`abandoned` lists."""
-        for image_id in self.abandoned():
-            self._wanted.queue.add(image_id)
+        with self._lock:
+            for image_id in self.abandoned():
+                if self._driver.get(image_id) is None:
+                    self._wanted.queue.add(image_id)
 
     def enqueue(self, image_id: str) -> bool:
         """Queue an image; False where it is queued already. An earlier failure is forgotten.
@@ -421,8 +437,7 @@ class Store:
         with self._lock:
             self._wanted.apply_pins()
             dropped = self._eviction.keep_limits()
-        if dropped[0]:
-            self.room_changed()
+        self.room_changed()  # also where none was an image
         return dropped
 
     def clean(self, stall_time: float) -> tuple[int, int]:

@@ -5,6 +5,7 @@ name. What is done where it cannot be used is :mod:`cachefs.drivers.database`'s.
 """
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,6 +85,12 @@ class Connections:
             columns = {row[1] for row in index.rows("PRAGMA table_info(cachefs_images)")}
             if columns and "file" not in columns:
                 index.run(tables.ADD_FILE)
+        if not columns:
+            index.script(tables.OUR_TABLE)
+            # INVARIANT: no inode number is given out twice in the life of a mount, which may be
+            # longer than an index's: numbers that an earlier one gave are below the microseconds
+            # since the epoch.
+            index.run(tables.NUMBERS_ABOVE, (time.time_ns() // 1000,))
         create = tables.GLANCE_TABLE + tables.OUR_TABLE + SCHEMA + tables.FOLLOW_GLANCE
         create += f"PRAGMA user_version = {tables.VERSION};"
         index.script(create if columns else create + tables.CATCH_UP + COUNT)

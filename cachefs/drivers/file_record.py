@@ -52,13 +52,15 @@ def texts_of(entry: Entry) -> dict[str, str]:
 def with_texts(entry: Entry, texts: dict[str, str]) -> Entry:
     """*entry* with what the attributes *texts* say; those that are missing say that there is
     nothing."""
+    checksum = texts.get(CHECKSUM)
+    has_digest = _is_digest(checksum)
     return replace(
         entry,
         pinned=PINNED in texts,
         fetched=_time(texts.get(FETCHED)),
         source=texts.get(SOURCE),
-        checksum=texts.get(CHECKSUM),
-        verified=VERIFIED in texts,
+        checksum=checksum if has_digest else None,
+        verified=has_digest and VERIFIED in texts,
         file=_file(texts.get(FILE)),
     )
 
@@ -114,10 +116,7 @@ def adopted(image_id: str, path: str, found: os.stat_result) -> Entry:
         file=file_id(found),
     )
     told = with_texts(plain, _read(path, found))
-    has_digest = _is_digest(told.checksum)
-    if not has_digest:
-        told = replace(told, checksum=None, verified=False)
-    if told.file is None or (told.file != plain.file and not has_digest):
+    if told.file is None or (told.file != plain.file and told.checksum is None):
         return plain
     return told
 

@@ -44,6 +44,12 @@ CREATE TABLE IF NOT EXISTS cachefs_images (
 );
 """
 
+NUMBERS_ABOVE = """
+INSERT INTO sqlite_sequence(name, seq) SELECT 'cachefs_images', ?
+WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'cachefs_images')
+"""
+"""Has a new table's inode numbers begin above the given one."""
+
 ADD_FILE = "ALTER TABLE cachefs_images ADD COLUMN file TEXT;"
 """For a table that was made before there was the column."""
 

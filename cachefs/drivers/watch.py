@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event: wd, mask, cookie, len; then the name
-_MASK = 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE
+_SELF = 0x400 | 0x800  # DELETE_SELF, MOVE_SELF: of the directory that is watched
+_MASK = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | _SELF
+# CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE
+_IGNORED = 0x8000  # IN_IGNORED: the directory is watched no more
 _OVERFLOW = 0x4000
 _BUFFER = 1 << 16
 
@@ -25,6 +28,8 @@ SETTLED_NS = 50_000_000
 class DirectoryWatch:
     """Collects the names that change in *directories*, from the moment it is made.
 
+    A directory that was removed or renamed, and made anew, is watched again.
+
     Where the system has no inotify instance left (``fs.inotify.max_user_instances``, often used up
     on container hosts), the mtimes are compared instead, and any change means that all names may
     have changed. Not thread-safe.
@@ -33,6 +38,7 @@ class DirectoryWatch:
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
         self._stamps: list[int] | None = None
+        self._gone = False
         self._fd = _inotify(directories)
 
     def changed(self) -> set[str] | None:
@@ -46,6 +52,9 @@ class DirectoryWatch:
             self._fd = None
 
     def _changed_events(self, fd: int) -> set[str] | None:
+        if self._gone:
+            self._watch_again()
+            return None
         names: set[str] = set()
         lost = False
         while True:
@@ -57,12 +66,22 @@ class DirectoryWatch:
             while at < len(events):
                 _, mask, _, length = _EVENT.unpack_from(events, at)
                 at += _EVENT.size + length
-                lost = lost or bool(mask & _OVERFLOW)
+                self._gone = self._gone or bool(mask & (_SELF | _IGNORED))
+                lost = lost or self._gone or bool(mask & _OVERFLOW)
                 names.add(os.fsdecode(events[at - length : at].rstrip(b"\0")))
+
+    def _watch_again(self) -> None:
+        fd = _inotify(self._directories)
+        if fd is not None:  # else they are not there yet
+            self.close()
+            self._fd, self._gone = fd, False
 
     def _changed_mtime(self) -> set[str] | None:
         now = time.time_ns()
-        stamps = [path.stat().st_mtime_ns for path in self._directories]
+        try:
+            stamps = [path.stat().st_mtime_ns for path in self._directories]
+        except FileNotFoundError:
+            return None
         if stamps == self._stamps:
             return set()
         self._stamps = stamps if max(stamps) < now - SETTLED_NS else None

@@ -1,7 +1,8 @@
 """Asking the cache in the event loop, and in a thread where it would have to wait.
 
-Owns the limiter of those threads: many readers of an index that is locked must not keep the threads
-from all else. Knows nothing of what is asked."""
+Owns the limiters of those threads: many readers of an index that is locked must not keep the
+threads from all else, nor those who wait for a whole file to be compared keep look-ups from the
+index. Knows nothing of what is asked."""
 
 import threading
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from cachefs.errors import IndexBusyError
 T = TypeVar("T")
 
 MAX_WAITING = 16
-"""Questions that may wait for the index, or have a file checked, at once."""
+"""Questions that may wait for the index at once, and as many opens that have a file checked."""
 
-_LIMITER: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("index")
+_INDEX: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("index")
+_FILES: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("files")
 
 
 async def at_once_or(quick: Callable[[], T], waiting: Callable[[], T]) -> T:
@@ -30,7 +32,7 @@ async def at_once_or(quick: Callable[[], T], waiting: Callable[[], T]) -> T:
 
 async def in_thread(waiting: Callable[[], T]) -> T:
     """What *waiting* gives in a thread; see :func:`at_once_or`."""
-    return await trio.to_thread.run_sync(waiting, limiter=_limiter())
+    return await trio.to_thread.run_sync(waiting, limiter=_limiter(_INDEX))
 
 
 async def open_in_thread(open_it: Callable[[], T], close: Callable[[T], None]) -> T:
@@ -51,7 +53,7 @@ async def open_in_thread(open_it: Callable[[], T], close: Callable[[T], None]) -
             close(found)
 
     try:
-        await trio.to_thread.run_sync(work, limiter=_limiter(), abandon_on_cancel=True)
+        await trio.to_thread.run_sync(work, limiter=_limiter(_FILES), abandon_on_cancel=True)
     except trio.Cancelled:
         with guard:
             given_up = True
@@ -61,10 +63,10 @@ async def open_in_thread(open_it: Callable[[], T], close: Callable[[T], None]) -
     return result[0]
 
 
-def _limiter() -> trio.CapacityLimiter:
+def _limiter(var: trio.lowlevel.RunVar[trio.CapacityLimiter]) -> trio.CapacityLimiter:
     try:
-        limiter = _LIMITER.get()
+        limiter = var.get()
     except LookupError:
         limiter = trio.CapacityLimiter(MAX_WAITING)
-        _LIMITER.set(limiter)
+        var.set(limiter)
     return limiter

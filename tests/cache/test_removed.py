@@ -1,0 +1,50 @@
+"""A cache directory that is removed while a cache is open: it is a cache again, and empty."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cachefs.cache import Limits, Store
+from cachefs.errors import CacheDirectoryError
+from cachefs.units import Amount
+
+
+def put(store: Store, image_id: str, data: bytes = b"x" * 1000) -> int:
+    with store.begin(image_id, len(data)) as transaction:
+        transaction.write(data)
+        return transaction.commit().inode
+
+
+@pytest.fixture(params=["sqlite", "xattr"])
+def driver(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_it_caches_again_and_knows_nothing_of_before(tmp_path: Path, driver: str) -> None:
+    store = Store(tmp_path / "cache", Limits(Amount(size=10_000)), driver=driver)
+    before = [put(store, name) for name in ("one", "two", "three")]
+    shutil.rmtree(tmp_path / "cache")
+    store.prune()
+    assert not store.is_cached("one")
+    after = put(store, "four")
+    assert [entry.image_id for entry in store.entries()] == ["four"]
+    assert store.totals().images == 1
+    assert store.quick.get("one") is None
+    # The kernel goes by the number, and may remember those of before.
+    assert after > max(before)
+    store.close()
+
+
+def test_another_directory_in_its_place_is_left_alone(tmp_path: Path, driver: str) -> None:
+    store = Store(tmp_path / "cache", Limits(Amount(size=10_000)), driver=driver)
+    put(store, "one")
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "mine").write_bytes(b"mine")
+    with pytest.raises(CacheDirectoryError, match="--adopt"):
+        store.prune()
+    assert (tmp_path / "cache" / "mine").read_bytes() == b"mine"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["mine"]
+    store.close()
