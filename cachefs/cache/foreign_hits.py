@@ -40,7 +40,8 @@ def take_over_hits(layout: Layout, driver: Driver) -> None:
         pass
     taken = 0
     try:
-        for image_id, hits, when in _READERS[driver.name](layout.base):
+        reader = _READERS.get(driver.name)
+        for image_id, hits, when in reader(layout.base) if reader else ():
             entry = driver.get(image_id)
             if entry is not None and entry.hits == 0:
                 driver.hit(image_id, when or entry.last_accessed, hits)
