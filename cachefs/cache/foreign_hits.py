@@ -41,7 +41,8 @@ def take_over_hits(layout: Layout, driver: Driver) -> None:
     taken = 0
     read = _READERS.get(driver.name)
     try:
-        for image_id, hits, when in read(layout.base) if read is not None else ():
+        reader = _READERS.get(driver.name)
+        for image_id, hits, when in reader(layout.base) if reader else ():
             entry = driver.get(image_id)
             if entry is not None and entry.hits == 0:
                 driver.hit(image_id, when or entry.last_accessed, hits)

@@ -39,11 +39,15 @@ LOST = {
 
 class Database:
     """See the module. *made_anew* is called, in the thread that has found the fault, when another
-    database has been opened instead."""
+    database has been opened instead. *path*, in ``.cachefs/``, is another place than the one where
+    Glance finds it."""
 
-    def __init__(self, cache_dir: Path, made_anew: Callable[[], object]) -> None:
+    def __init__(
+        self, cache_dir: Path, made_anew: Callable[[], object], path: Path | None = None
+    ) -> None:
         self._cache_dir = cache_dir
-        self._path = cache_dir / place.LINK
+        self._is_elsewhere = path is not None
+        self._path = path or cache_dir / place.LINK
         self._made_anew = made_anew
         self._opened: Connections | None = None
         self._renewing = threading.RLock()
@@ -114,6 +118,9 @@ class Database:
 
     def _find(self) -> Path:
         """The database to be opened. Raises as :func:`cachefs.drivers.place.find`."""
+        if self._is_elsewhere:
+            private_dir(self._cache_dir)
+            return self._path
         return place.find(self._cache_dir)
 
     def _open(self) -> Connections:

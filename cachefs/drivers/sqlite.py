@@ -29,13 +29,14 @@ PAGE = 500
 
 
 class SqliteDriver:
-    """See the module, and :class:`cachefs.drivers.base.Driver` for the methods."""
+    """See the module, and :class:`cachefs.drivers.base.Driver` for the methods. *database* is
+    another place for it, in ``.cachefs/``, which Glance does not know."""
 
     name: ClassVar[str] = "sqlite"
 
-    def __init__(self, cache_dir: Path) -> None:
+    def __init__(self, cache_dir: Path, database: Path | None = None) -> None:
         self._cache_dir = cache_dir
-        self._database = Database(cache_dir, self.reconcile)
+        self._database = Database(cache_dir, self.reconcile, database)
         self._asked = self._database.asked
         self.quick = SqliteQuick(self._database.connections)
 
