@@ -39,7 +39,6 @@ def take_over_hits(layout: Layout, driver: Driver) -> None:
     except OSError:
         pass
     taken = 0
-    read = _READERS.get(driver.name)
     try:
         reader = _READERS.get(driver.name)
         for image_id, hits, when in reader(layout.base) if reader else ():
