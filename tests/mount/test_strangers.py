@@ -62,6 +62,7 @@ def test_a_mount_outlives_its_index(make_mount: MakeMount, damage: str) -> None:
     assert before[pinned]["pinned"]
     os.kill(mount.worker(), signal.SIGKILL)
     wait_for(lambda: mount.status()["images"] == 2, "the next worker")
+    assert before == {image: known(mount.record(f"cached/{image}")) for image in images}
 
 
 def test_a_file_changed_while_the_index_is_lost_is_not_believed(make_mount: MakeMount) -> None:
