@@ -10,12 +10,15 @@ import logging
 import os
 import sqlite3
 import stat
+import time
 from pathlib import Path
 from urllib.parse import quote
 
 from cachefs.cache.layout import Layout
 from cachefs.drivers.files import is_trusted
 from cachefs.errors import CacheDirectoryError
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +102,19 @@ def _check(directory: Path, owner: os.stat_result) -> None:
             f"{directory} belongs to user {status.st_uid}, who is neither root nor the owner of the"
             " cache directory"
         )
+
+
+def _set_aside_other(directory: Path, private: Path) -> None:
+    """What stands in ``.cachefs/`` where a directory of ours is to be is not a user's: it is given
+    another name. (A link is refused instead: nothing good has put it there.)"""
+    try:
+        status = directory.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+        name = f"{directory.name}.{time.time_ns()}"
+        directory.rename(private / name)
+        log.warning("set aside %s as %s: it is no directory", directory, name)
 
 
 def _make(directory: Path, owner: os.stat_result, *, private: bool) -> None:

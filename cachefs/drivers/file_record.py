@@ -32,7 +32,13 @@ FILE = "user.cachefs.file"
 """Which file the others were written on (:func:`cachefs.drivers.base.file_id`): they may be copied
 to another one, and its bytes may become others below them."""
 
-NAMES = frozenset({PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED, FILE})
+IMAGE = "user.cachefs.image"
+"""Whose record it is: a file may be renamed to another image's name, with all that is on it."""
+
+NAMES = frozenset({PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED, FILE, IMAGE})
+
+NO_FILE = "0:0:0"
+"""A file that there is not: of whom nothing that is written is believed."""
 
 SOURCE_BYTES = 1024
 """A longer source is cut: ext4 has one block, 4 KiB, for all attributes of a file."""
@@ -41,6 +47,7 @@ SOURCE_BYTES = 1024
 def texts_of(entry: Entry) -> dict[str, str]:
     """The attributes that say what *entry* knows, but for :data:`FILE`; an empty text is none."""
     return {
+        IMAGE: entry.image_id,
         PINNED: "1" if entry.pinned else "",
         FETCHED: "" if entry.fetched is None else repr(entry.fetched),
         SOURCE: (entry.source or "").encode()[:SOURCE_BYTES].decode(errors="ignore"),
@@ -51,7 +58,9 @@ def texts_of(entry: Entry) -> dict[str, str]:
 
 def with_texts(entry: Entry, texts: dict[str, str]) -> Entry:
     """*entry* with what the attributes *texts* say; those that are missing say that there is
-    nothing."""
+    nothing. What they say of another image is not believed of this one."""
+    if texts.get(IMAGE, entry.image_id) != entry.image_id:
+        return replace(entry, hits=0, file=NO_FILE)
     checksum = texts.get(CHECKSUM)
     has_digest = _is_digest(checksum)
     return replace(

@@ -7,6 +7,7 @@ read from the file.
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -180,6 +181,9 @@ class View:
         for (other,) in self.index.rows(
             "SELECT image_id FROM cachefs_images WHERE inode = ?", (inode,)
         ):
+            if self._is_same_file(image_id, other):
+                self._leave_out_one_of(image_id, other)
+                return
             self.forget(other)
             with suppress(FileNotFoundError):
                 number = attributes.read(self.path_of(other), attributes.INODE)
@@ -188,6 +192,30 @@ class View:
                     attributes.write(self.path_of(image_id), attributes.INODE, new)
             self.refresh(other)
         self.refresh(image_id)
+
+    def is_others(self, image_id: str) -> bool:
+        """Whether the file is another image's, and that one's still: a hard link, which can be no
+        image of its own, since one file has one record."""
+        named = attributes.read(self.path_of(image_id), file_record.IMAGE)
+        if named is None or named == image_id or "/" in named:
+            return False
+        return self._is_same_file(image_id, named)
+
+    def _is_same_file(self, one: str, other: str) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self.path_of(one)), os.lstat(self.path_of(other)))
+        except FileNotFoundError:
+            return False
+
+    def _leave_out_one_of(self, image_id: str, other: str) -> None:
+        """One file has two names (a hard link), and can have one record: the image is the name that
+        this is of, or that came first."""
+        named = attributes.read(self.path_of(image_id), file_record.IMAGE)
+        stays, goes = (image_id, other) if named == image_id else (other, image_id)
+        log.warning("image %r is left out of the cache: it is the file of %r", goes, stays)
+        self.forget(goes)
+        if stays == image_id:
+            self.refresh(image_id)
 
     def file(
         self, image_id: str, inode: int, last_accessed: float, size: int, pinned: bool

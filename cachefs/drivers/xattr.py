@@ -109,6 +109,8 @@ class XattrDriver:
             if found is None:
                 return None
             entry = attributes.read_entry(image_id, self._view.path_of(image_id), found)
+            if entry.file == file_record.NO_FILE and self._view.is_others(image_id):
+                return None
         except OSError as error:
             log.debug("the record of image %r cannot be read: %s", image_id, error)
             return None
