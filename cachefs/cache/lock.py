@@ -71,6 +71,41 @@ class DirectoryLock:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._threads.release()
 
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[bool]:
+        """Have the lock, if that takes no longer than so many seconds; whether it is had."""
+        until = time.monotonic() + seconds
+        if not self._threads.acquire(timeout=seconds):
+            yield False
+            return
+        try:
+            if not self._lock_until(until):
+                yield False
+                return
+            self._depth += 1
+            try:
+                yield True
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    fcntl.flock(self._fd, fcntl.LOCK_UN)
+        finally:
+            self._threads.release()
+
+    def _lock_until(self, until: float) -> bool:
+        if self._depth:
+            return True
+        while self._fd >= 0 and _is_named(self._fd, self._path):  # else it takes longer
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(_POLL)
+            else:
+                return True
+        return False
+
     def close(self) -> None:
         """Give the descriptor back; the lock is not used after this."""
         self._closed = True

@@ -24,9 +24,9 @@ def describe_shortage(
     text = f"no room for image {image_id!r} ({human_size(size)}): {', '.join(short)}"
     others = []
     if usage.held:
-        others.append(f"{human_size(usage.held)} of evicted images that are open still")
+        others.append(f"images removed and open still ({human_size(usage.held)})")
     if usage.rejected:
-        others.append(f"{human_size(usage.rejected)} in invalid/")
+        others.append(f"invalid/ ({human_size(usage.rejected)})")
     holders = sorted(_holders(layout, driver, image_id), reverse=True)
     named = [f"{why} {name!r} ({human_size(taken)})" for taken, why, name in holders[:MOST_NAMED]]
     more = len(holders) - len(named)

@@ -49,6 +49,9 @@ from cachefs.image import check_image_id
 
 log = logging.getLogger(__name__)
 
+USAGE_PATIENCE = 0.2
+"""Seconds for which what shows the room taken waits for the lock holder to be done."""
+
 
 class Store:
     """The cache in *cache_dir*, made if it is missing, reconciled before anything else.
@@ -212,9 +215,10 @@ class Store:
         return list(self._driver.pinned())
 
     def usage(self) -> Usage:
-        """The room taken, in bytes. Waits for no lock: while the lock holder is at it, what it has
-        half done counts as it is."""
-        return self._eviction.usage()
+        """The room taken, in bytes. Waits no longer than a moment for the lock: where its holder
+        takes longer, what it has half done counts as it is."""
+        with self._lock.within(USAGE_PATIENCE):
+            return self._eviction.usage()
 
     def index_bytes(self) -> int:
         """The room that the index and ``.cachefs/`` take on the disk besides, in bytes. The index

@@ -4,6 +4,7 @@ Every line loses the secrets of the mount's own sources, and whatever else looks
 (:mod:`cachefs.redaction`): those who log say what is public, this is for what they overlook, a
 traceback or a library's own words. A file that is made is its owner's alone."""
 
+import errno
 import io
 import logging
 import logging.handlers
@@ -37,9 +38,17 @@ def log_to(settings: Settings) -> None:
         )
         form = "cachefs: %(levelname)s %(message)s"
     handler.setFormatter(Formatter(form, known_secrets(settings)))
+    handler.addFilter(is_news)
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(settings.log_level.upper())
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Not so: what pyfuse3 calls an error when the kernel waits for an answer no more, because the
+    filesystem was unmounted or who asked was killed (ENOENT of write(2), fuse(4))."""
+    gone = record.name == "pyfuse3" and "fuse_reply" in record.msg
+    return not (gone and record.getMessage().endswith(os.strerror(errno.ENOENT)))
 
 
 def log_file(settings: Settings) -> Path | None:

@@ -123,7 +123,7 @@ def test_a_map_of_the_next_writer_is_left_alone(store: Store) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("name", ["write_text", "rename"])
+@pytest.mark.parametrize("name", ["fdopen", "rename"])
 def test_a_note_that_cannot_be_written_leaves_nothing_held(
     store: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_note_that_cannot_be_written_leaves_nothing_held(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     layout = Layout(store.cache_dir)
-    monkeypatch.setattr(Path, name, fail)
+    monkeypatch.setattr(os, name, fail)
     with pytest.raises(OSError, match="No space"):
         Held(layout).note(5, {"a": 1})
     assert list(layout.held_dir.iterdir()) == []

@@ -107,7 +107,6 @@ def test_a_limit_beyond_the_disk_is_said_at_the_mount(make_mount: MakeMount) -> 
 
 COMMANDS = [
     ("rm unknown", "unknown is neither cached nor queued"),
-    ("pin unknown", "unknown is not cached"),
     ("unpin unknown", "unknown is not pinned"),
     ("rm .hidden", "'.hidden'"),
     ("queue --priority high x", "'high'"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.kernel import mounting
+from cachefs.kernel.mountinfo import mount_device
 from cachefs.kernel.mounting import MountOptions
 from cachefs.transport.probe import probe
 from tests.support.mounted import LIMIT, ROOT, Mounted, eventually, limited, mounted, result
@@ -63,7 +64,7 @@ def test_the_mount_is_listed_as_fuse_cachefs(either: Mounted) -> None:
 
 
 def test_readahead_is_set(either: Mounted) -> None:
-    path = Path(f"/sys/class/bdi/{either.connection}/read_ahead_kb")
+    path = Path(f"/sys/class/bdi/{mount_device(either.path)}/read_ahead_kb")
     assert int(path.read_text()) == MountOptions().read_ahead_kib
 
 
