@@ -276,9 +276,7 @@ class Images(Directory):
         try:
             return self._files.cached(inode, entry.image_id)
         except IndexBusyError:
-            return await unless_interrupted(
-                caller.pid, lambda: self._files.cached_when_free(inode, entry.image_id)
-            )
+            return await self._files.cached_when_free(inode, entry.image_id, pid=caller.pid)
 
     async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:
         """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it

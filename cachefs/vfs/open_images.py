@@ -116,6 +116,8 @@ class NamelessNode(Node):
         """By ``/proc/PID/fd/N``, say."""
         if writing:
             raise ReadOnlyError("images are read-only")
+        if self._file.is_closed:  # the node was found in a thread
+            raise StaleError(f"image number {split(self._inode)[1]} has been closed")
         return self._file
 
 

@@ -4,10 +4,14 @@ import errno
 import os
 
 import pytest
+import trio
 from support.fake_source import MIB, FakeSource
-from support.requests import Handle
+from support.requests import Handle, context
 
+from cachefs.errors import StaleError
+from cachefs.vfs.hits import Hits
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, join, split
+from cachefs.vfs.nodes import NOBODY
 
 from .conftest import DATA, Served, Worker, every_driver, every_mode, refused, sha256, until
 
@@ -311,3 +315,59 @@ async def test_an_image_evicted_between_look_up_and_open_is_looked_up_again(
         with refused(errno.ESTALE):
             await worker.ask.open_inode(inode)
         assert await worker.ask.cat("images/img") == DATA
+
+
+@every_mode
+async def test_an_image_whose_last_other_reader_closes_it_while_it_is_opened_stays_open(
+    served: Served, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """In the very turn of the event loop in which a thread has found that it is the same image."""
+    async with served(mode=mode) as worker:
+        await worker.ask.cat("images/img")
+        await worker.cached("img")
+        worker.ask.context = context(os.getpid())
+        other = await worker.ask.open("images/img")
+        os.utime(worker.layout.image("img"))  # so a thread compares it with its digest
+        count = Hits.count
+
+        def closed_in_the_next_turn(hits: Hits, image_id: str) -> None:
+            count(hits, image_id)
+            trio.lowlevel.spawn_system_task(worker.ask.release, other)
+
+        monkeypatch.setattr(Hits, "count", closed_in_the_next_turn)
+        handle = await worker.ask.open("images/img")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(worker.filesystem.open_files) == 1
+        worker.filesystem.image_files.idle.close()
+        assert await worker.ask.read_all(handle) == DATA
+        await worker.ask.release(handle)
+        assert len(worker.filesystem.open_files) == 0
+
+
+async def test_an_image_closed_while_its_number_is_looked_up_in_a_thread_is_stale(
+    served: Served,
+) -> None:
+    """It had lost its record, so all that is known of it is its open file."""
+    async with served(dies=True) as worker:
+        earlier = await worker.ask.open("images/img")
+        await worker.ask.read_all(earlier)
+        await worker.cached("img")
+        worker.store.evict("img")
+    async with served(first=False, open_nodes={earlier.inode: 1}, on_miss="enoent") as worker:
+        node = worker.filesystem.image_files.nameless(earlier.inode)
+        assert node is not None
+        await worker.ask.release(earlier)
+        with pytest.raises(StaleError):
+            await node.open(NOBODY, writing=False)
+
+
+async def test_a_closed_image_is_never_granted(served: Served) -> None:
+    async with served(images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        grant = worker.filesystem.open_files.opened(handle.number)
+        assert grant is not None
+        await worker.ask.release(handle)
+        with pytest.raises(StaleError):
+            worker.filesystem.open_files.grant(grant.file, handle.inode)
+        with pytest.raises(StaleError):
+            worker.filesystem.open_files.keep(grant.file)
