@@ -9,6 +9,7 @@ from support.fake_source import MIB, FakeSource
 from support.requests import Handle, context
 
 from cachefs.errors import StaleError
+from cachefs.fetcher import Flight
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, join, split
 from cachefs.vfs.nodes import NOBODY
@@ -371,3 +372,43 @@ async def test_a_closed_image_is_never_granted(served: Served) -> None:
             worker.filesystem.open_files.grant(grant.file, handle.inode)
         with pytest.raises(StaleError):
             worker.filesystem.open_files.keep(grant.file)
+
+
+async def test_a_read_whose_fetch_starts_over_as_its_wait_ends_waits_for_the_new_file(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program takes the incomplete file away; the new one is full of holes."""
+    wait, start_over = Flight.wait, Flight._start_over
+    over = trio.Event()
+
+    async def wait_a_little_longer(flight: Flight, start: int, stop: int) -> None:
+        await wait(flight, start, stop)
+        await over.wait()
+        await until(lambda: flight.fd >= 0)
+
+    def hold_back_again(flight: Flight) -> None:
+        start_over(flight)
+        held.gate.clear()
+        held.free = 0
+        over.set()
+
+    monkeypatch.setattr(Flight, "wait", wait_a_little_longer)
+    monkeypatch.setattr(Flight, "_start_over", hold_back_again)
+    async with served(mode="plain") as worker:
+        handle = await worker.ask.open("images/img")
+        read: list[bytes] = []
+
+        async def read_some() -> None:
+            read.append(await worker.ask.read(handle, 2 * MIB + 5, 4096))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_some)
+            worker.layout.incomplete("img").unlink()
+            held.gate.set()
+            await over.wait()
+            await until(lambda: worker.filesystem._fetcher.flights["img"].fd >= 0)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            held.gate.set()
+        assert read == [DATA[2 * MIB + 5 :][:4096]]
+        await worker.cached("img")
+        await worker.ask.release(handle)
