@@ -91,7 +91,9 @@ class CachedNode(Node):
 
 @dataclass(slots=True)
 class LazyNode(Node):
-    """``images/ID`` of an image that is not cached: *flight* is None until it is opened."""
+    """``images/ID`` of an image that is not cached: *flight* is None until it is opened.
+
+    INVARIANT: a node has one flight and no other after it, for its readers share one open file."""
 
     images: "Images"
     image: SourceImage
@@ -286,7 +288,8 @@ class Images(Directory):
         flight = node.flight
         if flight is None or not flight.can_be_joined:
             cached = await self._recorded(image_id)
-            if cached is not None or self._lazy_by_id.get(image_id) is not node:
+            if cached is not None or self._current(image_id) is not node:
+                flight = node.flight
                 if flight is not None and flight.error is not None and self._is_second(image_id):
                     raise without_traceback(flight.error)
                 raise StaleError(f"image {image_id!r} is another by now")
@@ -314,8 +317,9 @@ class Images(Directory):
         )
 
     def _flight(self, node: LazyNode) -> Flight:
-        """The fetch of a node's version. Raises StaleError where another version is fetched."""
-        if node.flight is None or not node.flight.can_be_joined:
+        """The fetch of a current node's version. Raises StaleError where another version is
+        fetched."""
+        if node.flight is None:
             # Those under way have not all opened what they will.
             self._files.check_room(FLIGHT_FILES * (1 + len(self._fetcher.flights)))
             flight = self._fetcher.start(node.image)
@@ -329,12 +333,19 @@ class Images(Directory):
         """Whether a stale answer to an open would be the second to its reader."""
         return self.expected.expects(image_id)
 
+    def _current(self, image_id: str) -> LazyNode | None:
+        """The node that the name means, unless its fetch is over: cancelled, say, and not ended."""
+        node = self._lazy_by_id.get(image_id)
+        over = node is not None and node.flight is not None and not node.flight.can_be_joined
+        return None if over else node
+
     def _known(self, image_id: str) -> LazyNode | None:
         """The node of an image under way, or of one the source has described just now."""
         flight = self._fetcher.flights.get(image_id)
-        node = self._lazy_by_id.get(image_id)
-        if flight is not None:
-            if node is None or not is_same_version(node.image, flight.image):
+        node = self._current(image_id)
+        if flight is not None and flight.can_be_joined:
+            of_this = node is not None and node.flight in (None, flight)
+            if node is None or not of_this or not is_same_version(node.image, flight.image):
                 node = self._remember(flight.image)
             node.flight = flight
         elif node is not None and trio.current_time() - node.asked > ANSWER_TIMEOUT:
@@ -342,9 +353,10 @@ class Images(Directory):
         return node
 
     def _remember(self, image: SourceImage) -> LazyNode:
-        """The node of this version of an image: the old one, if it is of the same version."""
+        """The node of this version of an image: the old one, if it is of the same version and was
+        never opened."""
         node = self._lazy_by_id.get(image.image_id)
-        if node is not None and node.image == image:
+        if node is not None and node.image == image and node.flight is None:
             node.asked = trio.current_time()
             return node
         node = LazyNode(self, image, self._serials.next(), trio.current_time())

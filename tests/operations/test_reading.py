@@ -8,7 +8,8 @@ import trio
 from support.fake_source import MIB, FakeSource
 from support.requests import Handle, context
 
-from cachefs.errors import StaleError
+from cachefs.drivers import Entry
+from cachefs.errors import CacheFSError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, join, split
@@ -412,3 +413,39 @@ async def test_a_read_whose_fetch_starts_over_as_its_wait_ends_waits_for_the_new
         assert read == [DATA[2 * MIB + 5 :][:4096]]
         await worker.cached("img")
         await worker.ask.release(handle)
+
+
+def hold_back_ends(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Flights that have been cancelled end once this is set."""
+    end, run = trio.Event(), Flight.run
+
+    async def end_later(flight: Flight, after: trio.Event | None = None) -> Entry | None:
+        entry = await run(flight, after)
+        if flight.cancelled:
+            await end.wait()
+        return entry
+
+    monkeypatch.setattr(Flight, "run", end_later)
+    return end
+
+
+@every_mode
+async def test_an_image_whose_fetch_is_cancelled_while_it_is_read_is_fetched_anew_for_the_next(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Before the cancelled fetch has ended; the reader of that one gets its error."""
+    end = hold_back_ends(monkeypatch)
+    async with served(mode=mode) as worker:
+        first = await worker.ask.open("images/img")
+        worker.filesystem._fetcher.flights["img"].cancel(CacheFSError("cancelled"))
+        held.gate.set()
+        second = await worker.ask.open("images/img")
+        assert await worker.ask.read_all(second) == DATA
+        assert second.inode != first.inode
+        with refused(errno.EIO):
+            await worker.ask.read(first)
+        end.set()
+        await worker.cached("img")
+        await worker.ask.release(first)
+        await worker.ask.release(second)
+        assert len(worker.filesystem.open_files) == 0
