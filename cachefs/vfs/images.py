@@ -303,9 +303,12 @@ class Images(Directory):
         return file
 
     def flight_ended(self, flight: Flight) -> list[int]:
-        """A fetch has ended: its name means the cached image now, or is to be asked for again.
-        Returns the inodes whose pages nobody may read any more, because it failed."""
-        self._lazy_by_id.pop(flight.image.image_id, None)
+        """A fetch has ended: its name means the cached image now, or is to be asked for again, but
+        where a newer fetch has begun. Returns the inodes whose pages nobody may read any more,
+        because it failed."""
+        named = self._lazy_by_id.get(flight.image.image_id)
+        if named is not None and named.flight in (None, flight):
+            del self._lazy_by_id[flight.image.image_id]
         nodes = [node for node in self._lazy.values() if node.flight is flight]
         return [join(NodeKind.LAZY, node.serial) for node in nodes if flight.error is not None]
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import pytest
 import trio
@@ -449,3 +450,21 @@ async def test_an_image_whose_fetch_is_cancelled_while_it_is_read_is_fetched_ane
         await worker.ask.release(first)
         await worker.ask.release(second)
         assert len(worker.filesystem.open_files) == 0
+
+
+async def test_the_end_of_a_cancelled_fetch_takes_no_name_from_the_next(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = hold_back_ends(monkeypatch)
+    async with served() as worker:
+        first = await worker.ask.open("images/img")
+        worker.filesystem._fetcher.flights["img"].cancel(CacheFSError("cancelled"))
+        earlier, held.gate = held.gate, threading.Event()
+        earlier.set()
+        second = await worker.ask.open("images/img")
+        end.set()
+        await until(lambda: (IMAGES_INODE, b"img", 0) in worker.notifier.entries)
+        assert (await worker.ask.lookup("images/img")).st_ino == second.inode
+        held.gate.set()
+        await worker.ask.release(first)
+        await worker.ask.release(second)
