@@ -232,6 +232,11 @@ class ImageFiles:
             # Closed meanwhile; or opened again since, whose link this takes away: look again.
             self._holding.release(inode)
 
+    def stayed(self, entry: Entry) -> None:
+        """An image that was about to be evicted is cached still, in the calling thread. What is
+        held of it stays so until its last close."""
+        self._leaving.pop(join(NodeKind.CACHED, entry.inode), None)
+
     def flight_ended(self, flight: Flight) -> None:
         """A fetch has ended: what its readers have open is the image now, or nothing."""
         self._lazy.flight_ended(flight)
