@@ -36,7 +36,7 @@ from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
 from cachefs.drivers import Entry, file_id
-from cachefs.errors import ImageNotFoundError, IndexBusyError, StaleError
+from cachefs.errors import CacheFSError, ImageNotFoundError, IndexBusyError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.kernel.descriptors import check_room
 from cachefs.sources import SourceImage
@@ -102,7 +102,7 @@ class ImageFiles:
             return None
         try:
             file = self.cached(nodeid)
-        except (StaleError, IndexBusyError, OSError):  # the filesystem will say so
+        except (CacheFSError, OSError):  # the filesystem will say so
             return None
         return self._files.grant(file, nodeid)
 

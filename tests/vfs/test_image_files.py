@@ -14,7 +14,7 @@ from support.disturb import descriptors
 from cachefs import vfs
 from cachefs.cache import Held, ImageCache, Layout, Limits, OpenImage, Store
 from cachefs.cache.lock import is_held
-from cachefs.errors import StaleError
+from cachefs.errors import DriverError, StaleError
 from cachefs.units import Amount
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
@@ -222,6 +222,19 @@ def test_the_file_that_leaves_for_another_may_be_dropped_by_a_thread_just_then(
     for thread in threads:
         thread.join()
     assert descriptors_of(tmp_path) == []
+
+
+def test_an_index_that_fails_is_for_the_filesystem_to_tell_of_and_not_the_relay(
+    store: Store, files: ImageFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = store.quick.get("a")
+    assert entry is not None
+
+    def fail(_: str) -> OpenImage:
+        raise DriverError("the index cannot be read")
+
+    monkeypatch.setattr(store.quick, "open_image", fail)
+    assert files.open(join(NodeKind.CACHED, entry.inode), os.O_RDONLY) is None
 
 
 def descriptors_of(directory: Path) -> list[str]:
