@@ -35,6 +35,8 @@ class Eviction:
         self.limits = limits
         self.on_evicting: list[Callable[[Entry], None]] = []
         """Each is called for every image about to leave, while its file has its name."""
+        self.on_stayed: list[Callable[[Entry], None]] = []
+        """Each is called for every image that was about to leave and has not left."""
         self.on_evicted: list[Callable[[Entry], None]] = []
         """Each is called for every image that has left."""
 
@@ -90,17 +92,13 @@ class Eviction:
         that is adopted again. Raises OSError where it cannot be removed: then it is cached."""
         path = self._layout.image(entry.image_id)
         check_removable(path)  # or it could not be put back: the xattr driver writes to the file
-        for listener in self.on_evicting:
-            listener(entry)
         try:
-            self._driver.remove(entry.image_id)
-        except NoRoomError:  # the disk is full, and this image's room is what is wanted
-            path.unlink(missing_ok=True)
-            self._driver.remove(entry.image_id)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            self._driver.put(entry, path)  # it takes room still, so it must go on counting
+            for listener in self.on_evicting:
+                listener(entry)
+            self._remove(entry, path)
+        except BaseException:
+            for listener in self.on_stayed:
+                listener(entry)
             raise
         self._quick.evictions += 1
         self.tell_gone(entry)
@@ -111,6 +109,18 @@ class Eviction:
             listener(entry)
 
     # Inside
+
+    def _remove(self, entry: Entry, path: Path) -> None:
+        try:
+            self._driver.remove(entry.image_id)
+        except NoRoomError:  # the disk is full, and this image's room is what is wanted
+            path.unlink(missing_ok=True)
+            self._driver.remove(entry.image_id)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            self._driver.put(entry, path)  # it takes room still, so it must go on counting
+            raise
 
     def _drop_until_fits(self, usage: Usage, *, spare: str | None = None) -> tuple[int, int]:
         """Drop one thing after the other until nothing is over; the images and bytes dropped.

@@ -172,6 +172,11 @@ class Store:
         leave, while its file has its name."""
         self._eviction.on_evicting.append(listener)
 
+    def on_stayed(self, listener: Callable[[Entry], None]) -> None:
+        """Call *listener*, in the evicting thread and under the lock, for every image that
+        :meth:`on_evicting` has told of and that could not be removed."""
+        self._eviction.on_stayed.append(listener)
+
     def on_evicted(self, listener: Callable[[Entry], None]) -> None:
         """Call *listener*, in the evicting thread and under the lock, for every image that
         leaves."""

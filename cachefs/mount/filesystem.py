@@ -113,6 +113,7 @@ class Filesystem:
         :meth:`begin`."""
         self._kernel = kernel
         self._store.on_evicting(self.image_files.hold)
+        self._store.on_stayed(self.image_files.stayed)
         self._store.on_evicted(self._evicted)
         self._fetcher.on_ended(self._flight_ended)
         self._running.on_change(self._settings_changed)

@@ -8,6 +8,7 @@ image, and the open that takes it up looks whether one did. Eviction by this pro
 another evicts gives its space back 1.5 :data:`IDLE_SECONDS` after its last close at the latest.
 """
 
+import threading
 import time
 from collections import OrderedDict
 
@@ -27,19 +28,26 @@ class IdleFiles:
 
     def __init__(self) -> None:
         self._files: OrderedDict[int, tuple[OpenImage, float]] = OrderedDict()
+        self._changing = threading.Lock()  # never held while a file is closed
         self._filled = trio.Event()
 
     def keep(self, inode: int, image: OpenImage) -> None:
-        """Keep the file of an image that is closed."""
+        """Keep the file of an image that is closed, instead of another one of that number: of opens
+        that overlap in threads each may have one."""
         image.rest()
-        self._files[inode] = image, time.monotonic()
-        if len(self._files) > IDLE_FILES:
-            self.drop(next(iter(self._files)))
+        with self._changing:
+            leaving = [self._files.pop(inode, None)]
+            self._files[inode] = image, time.monotonic()
+            if len(self._files) > IDLE_FILES:
+                leaving.append(self._files.popitem(last=False)[1])
+        for left in leaving:
+            if left is not None:
+                left[0].close()
         self._filled.set()
 
     def take(self, inode: int) -> OpenImage | None:
         """The image, held open again; None where it is not here, or not the cached one any more."""
-        image, _ = self._files.pop(inode, (None, 0))
+        image = self._pop(inode)
         if image is not None and not image.resume():
             image.close()
             return None
@@ -47,13 +55,13 @@ class IdleFiles:
 
     def drop(self, inode: int) -> None:
         """Close the file, if it is here: in any thread."""
-        image, _ = self._files.pop(inode, (None, 0))
+        image = self._pop(inode)
         if image is not None:
             image.close()
 
     def close(self) -> None:
         """Close all of them, at the end of the mount."""
-        for inode in list(self._files):
+        for inode, _ in self._since():
             self.drop(inode)
 
     async def close_old(self) -> None:
@@ -64,6 +72,17 @@ class IdleFiles:
             while self._files:
                 await trio.sleep(IDLE_SECONDS / 2)
                 limit = time.monotonic() - IDLE_SECONDS
-                for inode, (_, since) in list(self._files.items()):
+                for inode, since in self._since():
                     if since < limit:
                         self.drop(inode)
+
+    # Inside
+
+    def _pop(self, inode: int) -> OpenImage | None:
+        with self._changing:
+            return self._files.pop(inode, (None, 0))[0]
+
+    def _since(self) -> list[tuple[int, float]]:
+        """The numbers, each with when its file was closed."""
+        with self._changing:
+            return [(inode, since) for inode, (_, since) in self._files.items()]

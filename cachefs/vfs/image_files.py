@@ -36,7 +36,7 @@ from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
 from cachefs.drivers import Entry, file_id
-from cachefs.errors import ImageNotFoundError, IndexBusyError, StaleError
+from cachefs.errors import CacheFSError, ImageNotFoundError, IndexBusyError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.kernel.descriptors import check_room
 from cachefs.sources import SourceImage
@@ -102,7 +102,7 @@ class ImageFiles:
             return None
         try:
             file = self.cached(nodeid)
-        except (StaleError, IndexBusyError, OSError):  # the filesystem will say so
+        except (CacheFSError, OSError):  # the filesystem will say so
             return None
         return self._files.grant(file, nodeid)
 
@@ -121,10 +121,12 @@ class ImageFiles:
         self._hits.count(file.entry.image_id)
         return file
 
-    async def cached_when_free(self, inode: int, image_id: str) -> ImageFile:
+    async def cached_when_free(self, inode: int, image_id: str, *, pid: int = 0) -> ImageFile:
         """As :meth:`cached`, where the index is locked, or the image's file has changed and is to
-        be looked at. Cancellation only ends the waiting."""
-        file = await self._open_in_thread(inode, image_id)
+        be looked at. Cancellation, or an interruption of *pid*, only ends the waiting."""
+        file = await self._open_in_thread(inode, image_id, pid=pid)
+        # Nothing is awaited from here to the caller's grant: the last close of another reader
+        # would close the file meanwhile.
         self._hits.count(file.entry.image_id)
         return file
 
@@ -208,7 +210,7 @@ class ImageFiles:
         file = grant.file if grant else None
         if isinstance(file, LostFile):
             return LostNode(inode)
-        if isinstance(file, ImageFile | LazyFile):
+        if isinstance(file, ImageFile | LazyFile):  # asked in a thread, it may be closed by now
             return NamelessNode(file, inode, self._ownership)
         return None
 
@@ -229,6 +231,11 @@ class ImageFiles:
                 break
             # Closed meanwhile; or opened again since, whose link this takes away: look again.
             self._holding.release(inode)
+
+    def stayed(self, entry: Entry) -> None:
+        """An image that was about to be evicted is cached still, in the calling thread. What is
+        held of it stays so until its last close."""
+        self._leaving.pop(join(NodeKind.CACHED, entry.inode), None)
 
     def flight_ended(self, flight: Flight) -> None:
         """A fetch has ended: what its readers have open is the image now, or nothing."""
@@ -263,12 +270,14 @@ class ImageFiles:
                 raise StaleError(str(error)) from error
         return self._opened(inode, image)
 
-    async def _open_in_thread(self, inode: int, image_id: str) -> ImageFile:
+    async def _open_in_thread(self, inode: int, image_id: str, *, pid: int = 0) -> ImageFile:
         """Open the image in a thread. Another open may have done so meanwhile: then theirs it is,
         and its record what the thread has found."""
         waiting = self._store.waiting
         try:
-            image = await open_in_thread(lambda: waiting.open_image(image_id), OpenImage.close)
+            image = await open_in_thread(
+                lambda: waiting.open_image(image_id), OpenImage.close, pid=pid
+            )
         except ImageNotFoundError as error:
             raise StaleError(str(error)) from error
         file = self._image_file(inode)

@@ -91,7 +91,9 @@ class CachedNode(Node):
 
 @dataclass(slots=True)
 class LazyNode(Node):
-    """``images/ID`` of an image that is not cached: *flight* is None until it is opened."""
+    """``images/ID`` of an image that is not cached: *flight* is None until it is opened.
+
+    INVARIANT: a node has one flight and no other after it, for its readers share one open file."""
 
     images: "Images"
     image: SourceImage
@@ -276,9 +278,7 @@ class Images(Directory):
         try:
             return self._files.cached(inode, entry.image_id)
         except IndexBusyError:
-            return await unless_interrupted(
-                caller.pid, lambda: self._files.cached_when_free(inode, entry.image_id)
-            )
+            return await self._files.cached_when_free(inode, entry.image_id, pid=caller.pid)
 
     async def open_lazy(self, node: LazyNode, caller: Caller) -> OpenFile:
         """Open an image that is not cached: fetch it, or join the fetch. Raises StaleError where it
@@ -288,7 +288,8 @@ class Images(Directory):
         flight = node.flight
         if flight is None or not flight.can_be_joined:
             cached = await self._recorded(image_id)
-            if cached is not None or self._lazy_by_id.get(image_id) is not node:
+            if cached is not None or self._current(image_id) is not node:
+                flight = node.flight
                 if flight is not None and flight.error is not None and self._is_second(image_id):
                     raise without_traceback(flight.error)
                 raise StaleError(f"image {image_id!r} is another by now")
@@ -302,9 +303,12 @@ class Images(Directory):
         return file
 
     def flight_ended(self, flight: Flight) -> list[int]:
-        """A fetch has ended: its name means the cached image now, or is to be asked for again.
-        Returns the inodes whose pages nobody may read any more, because it failed."""
-        self._lazy_by_id.pop(flight.image.image_id, None)
+        """A fetch has ended: its name means the cached image now, or is to be asked for again, but
+        where a newer fetch has begun. Returns the inodes whose pages nobody may read any more,
+        because it failed."""
+        named = self._lazy_by_id.get(flight.image.image_id)
+        if named is not None and named.flight in (None, flight):
+            del self._lazy_by_id[flight.image.image_id]
         nodes = [node for node in self._lazy.values() if node.flight is flight]
         return [join(NodeKind.LAZY, node.serial) for node in nodes if flight.error is not None]
 
@@ -316,8 +320,9 @@ class Images(Directory):
         )
 
     def _flight(self, node: LazyNode) -> Flight:
-        """The fetch of a node's version. Raises StaleError where another version is fetched."""
-        if node.flight is None or not node.flight.can_be_joined:
+        """The fetch of a current node's version. Raises StaleError where another version is
+        fetched."""
+        if node.flight is None:
             # Those under way have not all opened what they will.
             self._files.check_room(FLIGHT_FILES * (1 + len(self._fetcher.flights)))
             flight = self._fetcher.start(node.image)
@@ -331,12 +336,19 @@ class Images(Directory):
         """Whether a stale answer to an open would be the second to its reader."""
         return self.expected.expects(image_id)
 
+    def _current(self, image_id: str) -> LazyNode | None:
+        """The node that the name means, unless its fetch is over: cancelled, say, and not ended."""
+        node = self._lazy_by_id.get(image_id)
+        over = node is not None and node.flight is not None and not node.flight.can_be_joined
+        return None if over else node
+
     def _known(self, image_id: str) -> LazyNode | None:
         """The node of an image under way, or of one the source has described just now."""
         flight = self._fetcher.flights.get(image_id)
-        node = self._lazy_by_id.get(image_id)
-        if flight is not None:
-            if node is None or not is_same_version(node.image, flight.image):
+        node = self._current(image_id)
+        if flight is not None and flight.can_be_joined:
+            of_this = node is not None and node.flight in (None, flight)
+            if node is None or not of_this or not is_same_version(node.image, flight.image):
                 node = self._remember(flight.image)
             node.flight = flight
         elif node is not None and trio.current_time() - node.asked > ANSWER_TIMEOUT:
@@ -344,9 +356,10 @@ class Images(Directory):
         return node
 
     def _remember(self, image: SourceImage) -> LazyNode:
-        """The node of this version of an image: the old one, if it is of the same version."""
+        """The node of this version of an image: the old one, if it is of the same version and was
+        never opened."""
         node = self._lazy_by_id.get(image.image_id)
-        if node is not None and node.image == image:
+        if node is not None and node.image == image and node.flight is None:
             node.asked = trio.current_time()
             return node
         node = LazyNode(self, image, self._serials.next(), trio.current_time())

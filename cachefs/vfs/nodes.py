@@ -117,13 +117,15 @@ class Listing(Protocol):
 
 
 class OpenFile:
-    """An open file. *direct* keeps the kernel from caching its bytes; *handle* is the number by
+    """An open file. *is_closed* is the registry's, of one with a handle of its own: such a file can
+    be opened no more. *direct* keeps the kernel from caching its bytes; *handle* is the number by
     which the kernel knows it, 0 where any will do. *fd* is a descriptor of the whole file where it
     is complete and never changes, so that the kernel may read it without asking."""
 
     direct = True
     handle = 0
     fd: int | None = None
+    is_closed = False
 
     def read_fd(self, start: int, stop: int) -> int | None:
         """A descriptor of a file, as long as this one, whose bytes [*start*, *stop*) are final; or

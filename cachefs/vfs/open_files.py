@@ -8,10 +8,12 @@ is what this worker does about it.
 INVARIANT: a file is in the registry exactly while it has opens or is kept for one
 (:meth:`OpenFiles.keep`), but for the moment between :meth:`OpenFiles.enter` and
 :meth:`OpenFiles.grant`, in which nothing is awaited. With its last open it leaves the registry
-first and is closed then."""
+first and is closed then. A closed file is never granted: its descriptor's number may be another
+file's by then."""
 
 from collections.abc import Callable, Iterator
 
+from cachefs.errors import StaleError
 from cachefs.vfs.handles import new_handle
 from cachefs.vfs.inodes import Serials
 from cachefs.vfs.nodes import OpenFile
@@ -73,11 +75,14 @@ class OpenFiles:
 
     def grant(self, file: OpenFile, inode: int, opens: int = 1) -> Grant:
         """Count *opens* opens of the file *inode*. A file with a handle of its own is shared by all
-        its opens; any other gets a new one."""
+        its opens; any other gets a new one. Raises StaleError for a file that has been closed since
+        it was found."""
         return self.resume(file.handle or new_handle(self._serials, inode), file, opens)
 
     def resume(self, handle: int, file: OpenFile, opens: int = 1) -> Grant:
-        """Count *opens* opens under *handle*, by which the kernel knows the file already."""
+        """Count *opens* opens under *handle*, by which the kernel knows the file already. Raises
+        as :meth:`grant`."""
+        _check_open(file)
         grant = self._grants.get(handle)
         if grant is None:
             grant = self._grants[handle] = Grant(self, handle, file)
@@ -86,7 +91,8 @@ class OpenFiles:
 
     def keep(self, file: OpenFile) -> Callable[[], None]:
         """Keep a file with a handle of its own open, whatever opens it has, until the function that
-        is returned is called."""
+        is returned is called. Raises as :meth:`grant`."""
+        _check_open(file)
         grant = self._grants.setdefault(file.handle, Grant(self, file.handle, file))
         grant.kept += 1
         return grant.let_go
@@ -100,9 +106,19 @@ class OpenFiles:
         """Close a file that has no opens any more, or whose open came to nothing."""
         if self._grants.get(grant.handle) is grant:
             del self._grants[grant.handle]
-            grant.file.close()
+            _close(grant.file)
 
     def close(self) -> None:
         """Close everything, at the end of the mount."""
         while self._grants:
-            self._grants.popitem()[1].file.close()
+            _close(self._grants.popitem()[1].file)
+
+
+def _close(file: OpenFile) -> None:
+    file.is_closed = bool(file.handle)
+    file.close()
+
+
+def _check_open(file: OpenFile) -> None:
+    if file.is_closed:
+        raise StaleError(f"file {file.handle} was closed while it was being opened")

@@ -73,9 +73,11 @@ class LazyFile(OpenFile):
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         flight, stop = self.flight, offset + size
-        if not flight.has(offset, stop):
+        # Asked again after the wait: the fetch may have started over, in a file full of holes. What
+        # it has given up stays open, so the read may go on with the descriptor that it began with.
+        while (fd := self.read_fd(offset, stop)) is None:
             await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
-        return await self._reader.read(flight.fd, offset, size, self.size)
+        return await self._reader.read(fd, offset, size, self.size)
 
     def close(self) -> None:
         self.flight.drop_reader()  # first: what is told of the close may look for room
@@ -116,6 +118,8 @@ class NamelessNode(Node):
         """By ``/proc/PID/fd/N``, say."""
         if writing:
             raise ReadOnlyError("images are read-only")
+        if self._file.is_closed:  # the node was found in a thread
+            raise StaleError(f"image number {split(self._inode)[1]} has been closed")
         return self._file
 
 

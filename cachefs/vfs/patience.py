@@ -11,6 +11,7 @@ from typing import TypeVar
 import trio
 
 from cachefs.errors import IndexBusyError
+from cachefs.vfs.waiting import unless_interrupted
 
 T = TypeVar("T")
 
@@ -35,9 +36,12 @@ async def in_thread(waiting: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(waiting, limiter=_limiter(_INDEX))
 
 
-async def open_in_thread(open_it: Callable[[], T], close: Callable[[T], None]) -> T:
-    """What *open_it* opens in a thread. Cancellation ends the waiting at once: what is opened all
-    the same is given to *close*, in that thread."""
+async def open_in_thread(
+    open_it: Callable[[], T], close: Callable[[T], None], *, pid: int = 0
+) -> T:
+    """What *open_it* opens in a thread. Cancellation ends the waiting at once, and so does a signal
+    to the process *pid* (:func:`unless_interrupted`): what is opened all the same is given to
+    *close*, in that thread."""
     guard = threading.Lock()
     given_up, opened = False, False
     result: list[T] = []
@@ -53,8 +57,11 @@ async def open_in_thread(open_it: Callable[[], T], close: Callable[[T], None]) -
             close(found)
 
     try:
-        await trio.to_thread.run_sync(work, limiter=_limiter(_FILES), abandon_on_cancel=True)
-    except trio.Cancelled:
+        await unless_interrupted(
+            pid,
+            lambda: trio.to_thread.run_sync(work, limiter=_limiter(_FILES), abandon_on_cancel=True),
+        )
+    except BaseException:  # cancelled or interrupted, perhaps when it was open already
         with guard:
             given_up = True
         for found in result:

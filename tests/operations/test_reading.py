@@ -2,12 +2,19 @@
 
 import errno
 import os
+import threading
 
 import pytest
+import trio
 from support.fake_source import MIB, FakeSource
-from support.requests import Handle
+from support.requests import Handle, context
 
+from cachefs.drivers import Entry
+from cachefs.errors import CacheFSError, StaleError
+from cachefs.fetcher import Flight
+from cachefs.vfs.hits import Hits
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, join, split
+from cachefs.vfs.nodes import NOBODY
 
 from .conftest import DATA, Served, Worker, every_driver, every_mode, refused, sha256, until
 
@@ -311,3 +318,153 @@ async def test_an_image_evicted_between_look_up_and_open_is_looked_up_again(
         with refused(errno.ESTALE):
             await worker.ask.open_inode(inode)
         assert await worker.ask.cat("images/img") == DATA
+
+
+@every_mode
+async def test_an_image_whose_last_other_reader_closes_it_while_it_is_opened_stays_open(
+    served: Served, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """In the very turn of the event loop in which a thread has found that it is the same image."""
+    async with served(mode=mode) as worker:
+        await worker.ask.cat("images/img")
+        await worker.cached("img")
+        worker.ask.context = context(os.getpid())
+        other = await worker.ask.open("images/img")
+        os.utime(worker.layout.image("img"))  # so a thread compares it with its digest
+        count = Hits.count
+
+        def closed_in_the_next_turn(hits: Hits, image_id: str) -> None:
+            count(hits, image_id)
+            trio.lowlevel.spawn_system_task(worker.ask.release, other)
+
+        monkeypatch.setattr(Hits, "count", closed_in_the_next_turn)
+        handle = await worker.ask.open("images/img")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(worker.filesystem.open_files) == 1
+        worker.filesystem.image_files.idle.close()
+        assert await worker.ask.read_all(handle) == DATA
+        await worker.ask.release(handle)
+        assert len(worker.filesystem.open_files) == 0
+
+
+async def test_an_image_closed_while_its_number_is_looked_up_in_a_thread_is_stale(
+    served: Served,
+) -> None:
+    """It had lost its record, so all that is known of it is its open file."""
+    async with served(dies=True) as worker:
+        earlier = await worker.ask.open("images/img")
+        await worker.ask.read_all(earlier)
+        await worker.cached("img")
+        worker.store.evict("img")
+    async with served(first=False, open_nodes={earlier.inode: 1}, on_miss="enoent") as worker:
+        node = worker.filesystem.image_files.nameless(earlier.inode)
+        assert node is not None
+        await worker.ask.release(earlier)
+        with pytest.raises(StaleError):
+            await node.open(NOBODY, writing=False)
+
+
+async def test_a_closed_image_is_never_granted(served: Served) -> None:
+    async with served(images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        grant = worker.filesystem.open_files.opened(handle.number)
+        assert grant is not None
+        await worker.ask.release(handle)
+        with pytest.raises(StaleError):
+            worker.filesystem.open_files.grant(grant.file, handle.inode)
+        with pytest.raises(StaleError):
+            worker.filesystem.open_files.keep(grant.file)
+
+
+async def test_a_read_whose_fetch_starts_over_as_its_wait_ends_waits_for_the_new_file(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program takes the incomplete file away; the new one is full of holes."""
+    wait, start_over = Flight.wait, Flight._start_over
+    over = trio.Event()
+
+    async def wait_a_little_longer(flight: Flight, start: int, stop: int) -> None:
+        await wait(flight, start, stop)
+        await over.wait()
+        await until(lambda: flight.fd >= 0)
+
+    def hold_back_again(flight: Flight) -> None:
+        start_over(flight)
+        held.gate.clear()
+        held.free = 0
+        over.set()
+
+    monkeypatch.setattr(Flight, "wait", wait_a_little_longer)
+    monkeypatch.setattr(Flight, "_start_over", hold_back_again)
+    async with served(mode="plain") as worker:
+        handle = await worker.ask.open("images/img")
+        read: list[bytes] = []
+
+        async def read_some() -> None:
+            read.append(await worker.ask.read(handle, 2 * MIB + 5, 4096))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_some)
+            worker.layout.incomplete("img").unlink()
+            held.gate.set()
+            await over.wait()
+            await until(lambda: worker.filesystem._fetcher.flights["img"].fd >= 0)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            held.gate.set()
+        assert read == [DATA[2 * MIB + 5 :][:4096]]
+        await worker.cached("img")
+        await worker.ask.release(handle)
+
+
+def hold_back_ends(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Flights that have been cancelled end once this is set."""
+    end, run = trio.Event(), Flight.run
+
+    async def end_later(flight: Flight, after: trio.Event | None = None) -> Entry | None:
+        entry = await run(flight, after)
+        if flight.cancelled:
+            await end.wait()
+        return entry
+
+    monkeypatch.setattr(Flight, "run", end_later)
+    return end
+
+
+@every_mode
+async def test_an_image_whose_fetch_is_cancelled_while_it_is_read_is_fetched_anew_for_the_next(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Before the cancelled fetch has ended; the reader of that one gets its error."""
+    end = hold_back_ends(monkeypatch)
+    async with served(mode=mode) as worker:
+        first = await worker.ask.open("images/img")
+        worker.filesystem._fetcher.flights["img"].cancel(CacheFSError("cancelled"))
+        held.gate.set()
+        second = await worker.ask.open("images/img")
+        assert await worker.ask.read_all(second) == DATA
+        assert second.inode != first.inode
+        with refused(errno.EIO):
+            await worker.ask.read(first)
+        end.set()
+        await worker.cached("img")
+        await worker.ask.release(first)
+        await worker.ask.release(second)
+        assert len(worker.filesystem.open_files) == 0
+
+
+async def test_the_end_of_a_cancelled_fetch_takes_no_name_from_the_next(
+    served: Served, held: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = hold_back_ends(monkeypatch)
+    async with served() as worker:
+        first = await worker.ask.open("images/img")
+        worker.filesystem._fetcher.flights["img"].cancel(CacheFSError("cancelled"))
+        earlier, held.gate = held.gate, threading.Event()
+        earlier.set()
+        second = await worker.ask.open("images/img")
+        end.set()
+        await until(lambda: (IMAGES_INODE, b"img", 0) in worker.notifier.entries)
+        assert (await worker.ask.lookup("images/img")).st_ino == second.inode
+        held.gate.set()
+        await worker.ask.release(first)
+        await worker.ask.release(second)

@@ -83,6 +83,20 @@ async def test_an_eviction_that_cannot_hold_an_open_image_leaves_it_cached(
         await nothing_is_left(worker)
 
 
+async def test_the_close_of_an_image_that_could_not_be_evicted_is_a_use_of_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(images={"a": SMALL}) as worker:
+        handle = await worker.ask.open("images/a")
+        with monkeypatch.context() as patch:
+            patch.setattr(Held, "keep", failing(OSError(errno.EMLINK, "too many links")))
+            with refused(errno.EMLINK):
+                await worker.ask.unlink("control/cached/a")
+        opened = (await worker.record("cached/a"))["last_accessed"]
+        await worker.ask.release(handle)
+        assert (await worker.record("cached/a"))["last_accessed"] > opened
+
+
 def failing(error: OSError) -> Callable[..., object]:
     def fail(*_: object, **__: object) -> object:
         raise error

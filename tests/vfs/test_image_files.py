@@ -2,6 +2,8 @@
 step, without a mount."""
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from support.disturb import descriptors
 from cachefs import vfs
 from cachefs.cache import Held, ImageCache, Layout, Limits, OpenImage, Store
 from cachefs.cache.lock import is_held
-from cachefs.errors import StaleError
+from cachefs.errors import DriverError, StaleError
 from cachefs.units import Amount
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
@@ -170,6 +172,69 @@ async def test_files_do_not_wait_for_ever(
             while descriptors_of(tmp_path):  # noqa: ASYNC110 - nobody tells us
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
+
+
+async def test_of_opens_that_overlap_in_threads_one_file_waits_and_the_other_is_closed(
+    store: Store, files: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = store.quick.get("a")
+    assert entry is not None
+    inode = join(NodeKind.CACHED, entry.inode)
+    really, opened, go_on = store.open_image, threading.Event(), threading.Event()
+
+    def open_and_pause(image_id: str) -> OpenImage:
+        image = really(image_id)
+        if not opened.is_set():
+            opened.set()
+            assert go_on.wait(10)
+        return image
+
+    async def open_and_close_when_free() -> None:
+        file = await files.cached_when_free(inode, "a")
+        files._files.grant(file, inode).close()
+
+    monkeypatch.setattr(store, "open_image", open_and_pause)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_and_close_when_free)
+            await trio.to_thread.run_sync(opened.wait)
+            await open_and_close_when_free()
+            go_on.set()
+    assert len(descriptors_of(tmp_path)) == 1
+
+
+def test_the_file_that_leaves_for_another_may_be_dropped_by_a_thread_just_then(
+    files: ImageFiles, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vfs.idle, "IDLE_FILES", 0)
+    threads: list[threading.Thread] = []
+
+    class Raced(OrderedDict[int, tuple[OpenImage, float]]):
+        def __len__(self) -> int:
+            length = super().__len__()
+            threads.append(threading.Thread(target=files.idle.drop, args=(1,)))
+            threads[-1].start()
+            threads[-1].join(0.05)  # unless it has to wait for us
+            return length
+
+    files.idle._files = Raced()
+    files.idle.keep(1, store.open_image("a"))
+    for thread in threads:
+        thread.join()
+    assert descriptors_of(tmp_path) == []
+
+
+def test_an_index_that_fails_is_for_the_filesystem_to_tell_of_and_not_the_relay(
+    store: Store, files: ImageFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = store.quick.get("a")
+    assert entry is not None
+
+    def fail(_: str) -> OpenImage:
+        raise DriverError("the index cannot be read")
+
+    monkeypatch.setattr(store.quick, "open_image", fail)
+    assert files.open(join(NodeKind.CACHED, entry.inode), os.O_RDONLY) is None
 
 
 def descriptors_of(directory: Path) -> list[str]:
