@@ -102,6 +102,7 @@ class Checker:
                 last_accessed=entry.last_accessed,
                 last_modified=found.st_mtime,
                 pinned=entry.pinned,
+                private=entry.private,  # it can only take away
             )
             self._gone(entry)
             return self._driver.put(new, path)

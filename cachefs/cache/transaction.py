@@ -130,10 +130,12 @@ class Transaction:
         source: str | None = None,
         hits: int = 0,
         modified: float | None = None,
+        private: bool = False,
     ) -> Entry:
         """Publish the image with the digest that its bytes were found to have, and the hits it had
         while it was incomplete. *modified* is the source's date of it, in seconds since the epoch,
-        and becomes the file's; None where the source tells none.
+        and becomes the file's; None where the source tells none. *private* says that others may not
+        read it at the source.
 
         Returns the record. After an error the transaction is still open, and nothing is published
         (but for an fsync of the directory that failed: then it is, perhaps not durably). Raises
@@ -161,6 +163,7 @@ class Transaction:
             fetched=now,
             source=source,
             verified=verified,
+            private=private,
         )
         describe(self.fd, entry)
         os.fsync(self.fd)

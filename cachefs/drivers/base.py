@@ -20,6 +20,8 @@ class Entry:
     driver at :meth:`Driver.put`, never used twice in the life of the cache directory, so an image
     evicted and fetched again has another one. 0 in an entry that is yet to be put.
 
+    *private* says that others may not read the image at its source, nor through a mount.
+
     *file* says which file the record speaks of (:func:`file_id`), None where the record is Glance's
     or from a version of ours that did not say. It is no part of what the record says.
     """
@@ -36,6 +38,7 @@ class Entry:
     verified: bool = False
     inode: int = 0
     file: str | None = field(default=None, compare=False)
+    private: bool = False
 
 
 def file_id(found: os.stat_result) -> str:

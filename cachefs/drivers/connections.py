@@ -83,8 +83,8 @@ class Connections:
             raise IndexLostError(f"index {self.path}: it is of a newer version ({version})")
         with index.transaction():
             columns = {row[1] for row in index.rows("PRAGMA table_info(cachefs_images)")}
-            if columns and "file" not in columns:
-                index.run(tables.ADD_FILE)
+            for column in tables.ADDED.keys() - columns if columns else ():
+                index.run(tables.ADDED[column])
         if not columns:
             index.script(tables.OUR_TABLE)
             # INVARIANT: no inode number is given out twice in the life of a mount, which may be

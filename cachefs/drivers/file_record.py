@@ -28,6 +28,7 @@ FETCHED = "user.cachefs.fetched"
 SOURCE = "user.cachefs.source"
 CHECKSUM = "user.cachefs.checksum"
 VERIFIED = "user.cachefs.verified"
+PRIVATE = "user.cachefs.private"
 FILE = "user.cachefs.file"
 """Which file the others were written on (:func:`cachefs.drivers.base.file_id`): they may be copied
 to another one, and its bytes may become others below them."""
@@ -35,7 +36,7 @@ to another one, and its bytes may become others below them."""
 IMAGE = "user.cachefs.image"
 """Whose record it is: a file may be renamed to another image's name, with all that is on it."""
 
-NAMES = frozenset({PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED, FILE, IMAGE})
+NAMES = frozenset({PINNED, FETCHED, SOURCE, CHECKSUM, VERIFIED, PRIVATE, FILE, IMAGE})
 
 NO_FILE = "0:0:0"
 """A file that there is not: of whom nothing that is written is believed."""
@@ -53,14 +54,16 @@ def texts_of(entry: Entry) -> dict[str, str]:
         SOURCE: (entry.source or "").encode()[:SOURCE_BYTES].decode(errors="ignore"),
         CHECKSUM: entry.checksum or "",
         VERIFIED: "1" if entry.verified else "",
+        PRIVATE: "1" if entry.private else "",
     }
 
 
 def with_texts(entry: Entry, texts: dict[str, str]) -> Entry:
     """*entry* with what the attributes *texts* say; those that are missing say that there is
-    nothing. What they say of another image is not believed of this one."""
+    nothing. What they say of another image is not believed of this one, but for whether others may
+    read it."""
     if texts.get(IMAGE, entry.image_id) != entry.image_id:
-        return replace(entry, hits=0, file=NO_FILE)
+        return replace(entry, hits=0, file=NO_FILE, private=PRIVATE in texts)
     checksum = texts.get(CHECKSUM)
     has_digest = _is_digest(checksum)
     return replace(
@@ -70,6 +73,7 @@ def with_texts(entry: Entry, texts: dict[str, str]) -> Entry:
         source=texts.get(SOURCE),
         checksum=checksum if has_digest else None,
         verified=has_digest and VERIFIED in texts,
+        private=PRIVATE in texts,
         file=_file(texts.get(FILE)),
     )
 
@@ -116,7 +120,7 @@ def adopted(image_id: str, path: str, found: os.stat_result) -> Entry:
     It speaks of the file that is there where that was written of this very file, or nothing was.
     Written of another one, or of this one as it was before a change, it is kept if it has a digest,
     and speaks of that other file: whether the bytes are right, the digest decides. Without one
-    nothing of it is kept."""
+    nothing of it is kept, but that it is private, which can only take away."""
     plain = Entry(
         image_id,
         found.st_size,
@@ -126,8 +130,17 @@ def adopted(image_id: str, path: str, found: os.stat_result) -> Entry:
     )
     told = with_texts(plain, _read(path, found))
     if told.file is None or (told.file != plain.file and told.checksum is None):
-        return plain
+        return replace(plain, private=told.private)
     return told
+
+
+def is_marked_private(fd: int) -> bool:
+    """Whether the open image file is marked as one that others may not read; also where that cannot
+    be told."""
+    try:
+        return PRIVATE in os.listxattr(fd)
+    except OSError:
+        return True
 
 
 def is_possible(path: str) -> bool:

@@ -40,7 +40,8 @@ CREATE TABLE IF NOT EXISTS cachefs_images (
     source TEXT,
     checksum TEXT,
     verified INTEGER NOT NULL DEFAULT 0,
-    file TEXT
+    file TEXT,
+    private INTEGER NOT NULL DEFAULT 0
 );
 """
 
@@ -50,8 +51,11 @@ WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'cachefs_images')
 """
 """Has a new table's inode numbers begin above the given one."""
 
-ADD_FILE = "ALTER TABLE cachefs_images ADD COLUMN file TEXT;"
-"""For a table that was made before there was the column."""
+ADDED = {
+    "file": "ALTER TABLE cachefs_images ADD COLUMN file TEXT;",
+    "private": "ALTER TABLE cachefs_images ADD COLUMN private INTEGER NOT NULL DEFAULT 0;",
+}
+"""By the name of a column, for a table that was made before there was one."""
 
 # The insert deletes first, because an INSERT OR REPLACE into Glance's table fires no delete trigger
 # (https://sqlite.org/lang_conflict.html, REPLACE, unless recursive_triggers is on).
@@ -96,7 +100,7 @@ DELETE FROM cached_images WHERE typeof(image_id) <> 'text';
 
 SELECT = """
 SELECT image_id, g.size, g.hits, g.last_accessed, g.last_modified, coalesce(o.checksum, g.checksum),
-    o.pinned, o.fetched, o.source, o.verified, o.inode, o.file
+    o.pinned, o.fetched, o.source, o.verified, o.inode, o.file, o.private
 FROM cachefs_images AS o JOIN cached_images AS g USING (image_id)
 """
 
@@ -138,7 +142,7 @@ def insert(index: Index, entry: Entry) -> None:
     )
     index.run(
         "UPDATE cachefs_images SET pinned = ?, fetched = ?, source = ?, checksum = ?, verified = ?,"
-        " file = ? WHERE image_id = ?",
+        " file = ?, private = ? WHERE image_id = ?",
         (
             entry.pinned,
             entry.fetched,
@@ -146,6 +150,7 @@ def insert(index: Index, entry: Entry) -> None:
             None if is_md5 else entry.checksum,
             entry.verified,
             entry.file,
+            entry.private,
             entry.image_id,
         ),
     )
@@ -170,4 +175,9 @@ def entries_after(index: Index, inode: int, limit: int) -> list[Entry]:
 def _entry(row: tuple[Any, ...]) -> Entry:
     """The entry in a row of :data:`SELECT`, whose columns are in the order of the fields."""
     entry = Entry(*row)
-    return replace(entry, pinned=bool(entry.pinned), verified=bool(entry.verified))
+    return replace(
+        entry,
+        pinned=bool(entry.pinned),
+        verified=bool(entry.verified),
+        private=bool(entry.private),
+    )

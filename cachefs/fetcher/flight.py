@@ -354,6 +354,7 @@ class Flight:
                 source=self.image.source,
                 hits=counted,
                 modified=self.image.modified,
+                private=self.image.private,
             )
 
         with trio.CancelScope(shield=True):

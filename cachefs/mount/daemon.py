@@ -47,10 +47,7 @@ async def serve(
     settings, info = running.current, attachment.info
     async with trio.open_nursery() as nursery:
         await nursery.start(attachment.run)
-        public = os.getuid() == 0 or "allow_other" in settings.options
-        source = open_source(
-            settings.source, settings.fallbacks, timeout=settings.timeout, public=public
-        )
+        source = open_source(settings.source, settings.fallbacks, timeout=settings.timeout)
         with attachment.making_ready() as making_ready:
             store = await _open_store(settings, patient=attachment.restarts > 0)
         if making_ready.cancelled_caught:

@@ -4,6 +4,7 @@ Chooses what stands in the tree and who hears of what. Knows neither a kernel no
 :class:`Invalidations` is all that it tells of the outside, so that it can be driven by a test."""
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -73,7 +74,12 @@ class Filesystem:
         self._held = Held(Layout(settings.cache_dir))
         self._hits = Hits(store.quick)
         self.open_files = OpenFiles(serials)
-        ownership = Ownership(settings.uid, settings.gid, settings.mode)
+        ownership = Ownership(
+            settings.uid,
+            settings.gid,
+            settings.mode,
+            public=os.getuid() == 0 or "allow_other" in settings.options,
+        )
         self.image_files = ImageFiles(
             store.quick,
             self._held,

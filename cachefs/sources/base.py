@@ -21,7 +21,9 @@ class SourceImage:
     and mtime of a file), None where it has none; *digest* is what the bytes must have, None where
     nobody says. *ranges* tells whether :meth:`Source.read` can start anywhere but at 0. *source* is
     the URL of the source that answered, which a chain needs to come back to it. *modified* is when
-    the source says the image was last changed, in seconds since the epoch."""
+    the source says the image was last changed, in seconds since the epoch. *private* is true where
+    users of this machine others than its owner and group may not read it at the source: a mount
+    does not let them, either."""
 
     image_id: str
     size: int
@@ -30,6 +32,7 @@ class SourceImage:
     ranges: bool
     source: str
     modified: float | None = None
+    private: bool = False
 
 
 class Source(Protocol):

@@ -3,7 +3,8 @@
 Owns the walk: each step is taken from the descriptor of the last, symbolic links are followed by
 hand, and one that leads out of the directory is refused, as ``openat2(2)`` does with
 ``RESOLVE_BENEATH``, which Python has not and old container runtimes forbid; and unlike there, an
-absolute link to a place below the directory is allowed. Knows nothing of images.
+absolute link to a place below the directory is allowed. Also whether others may read what was
+opened. Knows nothing of images.
 """
 
 import errno
@@ -12,6 +13,7 @@ import stat
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,37 +28,33 @@ class OutsideError(Exception):
     """A symbolic link leads out of the directory; the text is the link."""
 
 
-class HiddenError(Exception):
-    """Others may not read the file, or not get to it; the text is what has which mode."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A regular file, open for reading as *fd*. *private* is true where others may not read it: no
+    ``o+r`` on the file, or no ``o+x`` on any directory from ``/`` down to it."""
+
+    fd: int
+    private: bool
 
 
 @contextmanager
-def open_beneath(top: Path, name: str, *, public: bool) -> Generator[int | None, None, None]:
-    """A descriptor to read the file *name* below the directory *top*, closed when the block is
-    left; None for what is no regular file.
-
-    With *public* only what every user may read: the file, and the directories from *top* on down,
-    grant it to others. Raises OutsideError, HiddenError, and OSError as ``open`` does.
-    """
+def open_beneath(top: Path, name: str) -> Generator[Opened | None, None, None]:
+    """The file *name* below the directory *top*, closed when the block is left; None for what is no
+    regular file. Raises OutsideError, and OSError as ``open`` does."""
     steps = [os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
     fd = -1
     try:
-        if public:
-            _check_others(steps[0], stat.S_IXOTH, str(top))
-        _walk(steps, top, name, public=public)
-        status = os.fstat(steps[-1])
-        if stat.S_ISREG(status.st_mode):
-            if public:
-                _check_others(steps[-1], stat.S_IROTH, repr(name))
+        _walk(steps, top, name)
+        if stat.S_ISREG(os.fstat(steps[-1]).st_mode):
             fd = os.open(f"/proc/self/fd/{steps[-1]}", _READ)
-        yield fd if fd >= 0 else None
+        yield Opened(fd, _is_private(steps)) if fd >= 0 else None
     finally:
         for each in [*steps, fd]:
             if each >= 0:
                 os.close(each)
 
 
-def _walk(steps: list[int], top: Path, name: str, *, public: bool) -> None:
+def _walk(steps: list[int], top: Path, name: str) -> None:
     """Push a descriptor for each step of the way on *steps*, whose last is then the file's."""
     parts, links = deque([name]), _MAX_LINKS
     while parts:
@@ -79,8 +77,6 @@ def _walk(steps: list[int], top: Path, name: str, *, public: bool) -> None:
             continue
         if parts and not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if stat.S_ISDIR(mode) and public:
-            _check_others(fd, stat.S_IXOTH, repr(part))
 
 
 def _follow(steps: list[int], top: Path, name: str) -> str:
@@ -103,7 +99,24 @@ def _below(top: Path, target: str, name: str) -> str:
     raise OutsideError(name)
 
 
-def _check_others(fd: int, bit: int, what: str) -> None:
-    mode = os.fstat(fd).st_mode
-    if not mode & bit:
-        raise HiddenError(f"{what} has mode {stat.S_IMODE(mode):04o}")
+def _is_private(steps: list[int]) -> bool:
+    """Whether others may not read the file that *steps* lead to, the first of them the source's
+    directory: by the directories that the file lies in, whichever links have led there."""
+    *directories, file = steps
+    return (
+        not os.fstat(file).st_mode & stat.S_IROTH
+        or not all(os.fstat(each).st_mode & stat.S_IXOTH for each in directories)
+        or _is_hidden(directories[0])
+    )
+
+
+def _is_hidden(directory: int) -> bool:
+    """Whether others may not get to the open directory: by the modes of those that it lies in now.
+    Also where they cannot be told, since one of them has just been moved, say."""
+    path = str(Path(f"/proc/self/fd/{directory}").readlink())
+    if not path.startswith("/"):  # it is not below our root
+        return True
+    try:
+        return not all(each.lstat().st_mode & stat.S_IXOTH for each in Path(path).parents)
+    except OSError:
+        return True

@@ -28,7 +28,7 @@ from cachefs.errors import (
     SourceUnreachableError,
 )
 from cachefs.sources.base import SourceImage
-from cachefs.sources.beneath import HiddenError, OutsideError, open_beneath
+from cachefs.sources.beneath import Opened, OutsideError, open_beneath
 from cachefs.sources.checksums import ChecksumFiles
 from cachefs.sources.loading import SmallFile
 from cachefs.sources.names import checksum_files
@@ -58,41 +58,36 @@ _BY_ERRNO: Final[dict[int, type[SourceError]]] = {
 """The network errnos are those of NFS, SMB and FUSE mounts whose server is gone."""
 
 
-def directory_source(path: str, *, public: bool | None = None) -> "DirectorySource":
-    """The source that a directory's path names; *public* as of :class:`DirectorySource`. Looks at
-    the directory: raises InvalidValueError for what is no directory, SourceError for one that is
-    missing or may not be read."""
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+"""What is no word of the source's: this process, or this machine, has too many files open."""
+
+
+def directory_source(path: str) -> "DirectorySource":
+    """The source that a directory's path names. Looks at the directory: raises InvalidValueError
+    for what is no directory, SourceError for one that is missing or may not be read."""
     if not path or "\0" in path:
         raise InvalidValueError("the path of a source directory is empty or has a NUL in it")
-    source = DirectorySource(path, public=public)
+    source = DirectorySource(path)
     source.check()
     return source
 
 
-def file_source(location: str, timeout: float, *, public: bool | None = None) -> "DirectorySource":
+def file_source(location: str, timeout: float) -> "DirectorySource":
     """:func:`directory_source` of a ``file:///path`` URL, as the table of schemes calls it."""
     del timeout  # a disk's are the kernel's
     parts = urlsplit(location)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise InvalidValueError("a file source is written file:///path, '#' and '?' as %23 and %3F")
-    return directory_source(unquote(parts.path), public=public)
+    return directory_source(unquote(parts.path))
 
 
 class DirectorySource:
     """The regular files directly below a directory, and symbolic links to such that do not lead out
-    of it; thread-safe."""
+    of it; thread-safe. Raises OSError where this process can open no more files, which says
+    nothing of the source."""
 
-    def __init__(
-        self,
-        directory: str,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        public: bool | None = None,
-    ) -> None:
-        """*directory* may be relative to where the process is now. *public* says that what is read
-        here is shown to every user, as a mount of root's is, or one with ``allow_other``; then a
-        file that not every user may read is refused. Where it is None, it is so for root."""
-        self._public = os.geteuid() == 0 if public is None else public
+    def __init__(self, directory: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """*directory* may be relative to where the process is now."""
         self._listed: tuple[int, dict[str, str | None]] = (0, {})
         self._top = Path(directory).absolute()
         self.url = self._top.as_uri().rstrip("/") + "/"
@@ -115,12 +110,6 @@ class DirectorySource:
             raise InvalidValueError(f"{self._top} is not a directory")
         if not os.access(self._top, os.X_OK, effective_ids=True):
             raise SourceRefusedError(f"no permission to read directory {self._top}")
-        if self._public and not mode & stat.S_IXOTH:
-            raise SourceRefusedError(
-                f"directory {self._top} has mode {stat.S_IMODE(mode):04o}: other users may not"
-                " enter it, and this mount would show its images to all; chmod o+x it if that is"
-                " meant"
-            )
         if self._was_mountpoint and not self._top.is_mount():
             raise SourceUnreachableError(f"{self._top} is not mounted any more")
 
@@ -129,9 +118,9 @@ class DirectorySource:
 
         Directories, fifos and devices are no images: not found.
         """
-        with self._open(image_id, public=self._public) as fd:
-            size, version = _identify(fd)
-            modified = os.fstat(fd).st_mtime
+        with self._open(image_id) as file:
+            size, version = _identify(file.fd)
+            modified = os.fstat(file.fd).st_mtime
         return SourceImage(
             image_id=image_id,
             size=size,
@@ -140,6 +129,7 @@ class DirectorySource:
             ranges=True,
             source=self.url,
             modified=modified,
+            private=file.private,
         )
 
     def forget_digest(self, image_id: str) -> None:
@@ -150,16 +140,19 @@ class DirectorySource:
         """See :meth:`cachefs.sources.base.Source.read`.
 
         A file that is replaced by rename while it is read goes on being read: those are the bytes
-        of this version. One that is written to is an ImageChangedError before the piece is yielded.
+        of this version. One that is written to is an ImageChangedError before the piece is yielded,
+        and so is one that others may not read any more.
         """
         if not 0 <= start <= stop <= image.size:
             raise ValueError(f"[{start}, {stop}) is no range of {image.size} bytes")
         what = self._what(image.image_id)
-        with self._open(image.image_id, public=self._public) as fd:
-            self._expect(fd, image)
+        with self._open(image.image_id) as file:
+            if file.private and not image.private:
+                raise ImageChangedError(f"{what}: others may not read it any more")
+            self._expect(file.fd, image)
             while start < stop:
-                piece = os.pread(fd, min(PIECE, stop - start), start)
-                self._expect(fd, image)
+                piece = os.pread(file.fd, min(PIECE, stop - start), start)
+                self._expect(file.fd, image)
                 if not piece:
                     raise SourceError(f"{what}: {stop - start} bytes too few")
                 start += len(piece)
@@ -170,29 +163,26 @@ class DirectorySource:
             raise ImageChangedError(f"{self._what(image.image_id)}: changed at the source")
 
     @contextmanager
-    def _open(self, name: str, *, public: bool) -> Generator[int, None, None]:
-        """A descriptor of the regular file *name*, closed when the block is left.
+    def _open(self, name: str) -> Generator[Opened, None, None]:
+        """The regular file *name*, closed when the block is left.
 
         Also translates the OSErrors of the block.
         """
         what = self._what(name)
         opened = False
         try:
-            with open_beneath(self._top, name, public=public) as fd:
-                if fd is None:
+            with open_beneath(self._top, name) as file:
+                if file is None:
                     raise ImageNotFoundError(f"{what}: not a regular file")
                 opened = True
-                yield fd
+                yield file
         except OutsideError:
             raise SourceRefusedError(
                 f"{what}: a symbolic link that leads out of the source; put the file itself there"
             ) from None
-        except HiddenError as error:
-            raise SourceRefusedError(
-                f"{what}: not every user may read it ({error}), and this mount would show it to"
-                " all; chmod o+r it if that is meant"
-            ) from None
         except OSError as error:
+            if error.errno in _OURS:
+                raise
             if error.errno in _ABSENT and not opened:
                 raise self._absent(what) from error
             raise self._translate(error, what) from error
@@ -212,10 +202,9 @@ class DirectorySource:
         return ours(f"{what}: {error.strerror or error}")
 
     def _read_small(self, name: str, known: str | None, limit: int) -> SmallFile | None:
-        """Whoever may read the images may not need to read their digests: *public* is for bytes."""
         try:
-            with self._open(name, public=False) as fd:
-                size, version = _identify(fd)
+            with self._open(name) as file:
+                size, version = _identify(file.fd)
         except ImageNotFoundError:
             return None
         if version == known:
@@ -228,14 +217,14 @@ class DirectorySource:
 
     def _small_pieces(self, name: str, version: str, size: int) -> Generator[bytes]:
         changed = f"{self._what(name)}: changed while it was read"
-        with self._open(name, public=False) as fd:
+        with self._open(name) as file:
             start = 0
-            while piece := os.pread(fd, PIECE, start):
+            while piece := os.pread(file.fd, PIECE, start):
                 start += len(piece)
                 if start > size:
                     raise SourceError(changed)
                 yield piece
-            if _identify(fd) != (size, version) or start != size:
+            if _identify(file.fd) != (size, version) or start != size:
                 raise SourceError(changed)
 
     def _listing(self) -> dict[str, str | None]:
@@ -253,6 +242,8 @@ class DirectorySource:
         except PermissionError:
             return {}
         except OSError as error:
+            if error.errno in _OURS:
+                raise
             raise self._translate(error, f"directory {self._top}") from error
 
     def _what(self, name: str) -> str:

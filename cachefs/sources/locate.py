@@ -38,28 +38,26 @@ def open_source(
     fallbacks: Sequence[str] = (),
     *,
     timeout: float = READ_TIMEOUT,
-    public: bool | None = None,
 ) -> Source:
     """The source at *location*, and if there are *fallbacks*, the chain of it and them.
 
-    A server that is silent for *timeout* seconds has timed out. *public* says whether every user
-    will see what is read from a directory; None that root's mounts are so.
+    A server that is silent for *timeout* seconds has timed out.
 
     A location is a directory's path, or a URL of one of :data:`SCHEMES`. Only directories are
     looked at now: a server that is down must not keep a mount from starting. Raises
     InvalidValueError for what is no location, SourceError for a directory that is missing or may
     not be read, and for a scheme whose library is missing.
     """
-    sources = [_open_one(each, timeout, public) for each in (location, *fallbacks)]
+    sources = [_open_one(each, timeout) for each in (location, *fallbacks)]
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
-def _open_one(location: str, timeout: float, public: bool | None) -> Source:
+def _open_one(location: str, timeout: float) -> Source:
     name, separator, _ = location.partition("://")
     if not separator:
-        return directory_source(location, public=public)
+        return directory_source(location)
     if name.lower() == "file":
-        return file_source(location, timeout, public=public)
+        return file_source(location, timeout)
     scheme = SCHEMES.get(name.lower())
     if scheme is None:
         known = ", ".join(f"{each}://" for each in SCHEMES)

@@ -35,7 +35,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from cachefs.cache import Held, OpenImage, QuickStore
-from cachefs.drivers import Entry, file_id
+from cachefs.drivers import Entry, file_id, is_marked_private
 from cachefs.errors import CacheFSError, ImageNotFoundError, IndexBusyError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.kernel.descriptors import check_room
@@ -154,9 +154,12 @@ class ImageFiles:
         file.held = True  # a link too many to look for harms nothing
         return file
 
-    def open_held(self, inode: int, image_id: str = "") -> ImageFile | None:
+    def open_held(
+        self, inode: int, image_id: str = "", *, private: bool = False
+    ) -> ImageFile | None:
         """The held file of an image that has lost its name, or has another number as a cached one;
-        None where none is held. *image_id* is "" where nobody knows it any more."""
+        None where none is held. *image_id* is "" where nobody knows it any more; *private* as its
+        note says, where there is one: what is written on the file counts, too."""
         fd = self._holding.open(inode)
         if fd is None:
             return None
@@ -165,6 +168,7 @@ class ImageFiles:
             image_id,
             status.st_size,
             last_modified=status.st_mtime,
+            private=private or is_marked_private(fd),
             inode=split(inode)[1],
             file=file_id(status),
         )

@@ -66,6 +66,7 @@ class CachedNode(Node):
         return self._images.ownership.attributes(
             join(NodeKind.CACHED, entry.inode),
             entry.size,
+            private=entry.private,
             modified=entry.last_modified,
             accessed=entry.last_accessed,
             entry_timeout=NAME_TIMEOUT,
@@ -106,6 +107,7 @@ class LazyNode(Node):
         return self.images.ownership.attributes(
             join(NodeKind.LAZY, self.serial),
             self.image.size,
+            private=self.image.private,
             modified=self.image.modified,
             entry_timeout=NAME_TIMEOUT,
         )
@@ -369,8 +371,10 @@ class Images(Directory):
 
 
 def is_same_version(one: SourceImage, other: SourceImage) -> bool:
-    """Whether both describe the same bytes: by their digest where both have one, else by all that
-    one source says, but for its date where it has a name for the version."""
+    """Whether both describe the same bytes, for the same users: by their digest where both have
+    one, else by all that one source says, but for its date where it has a name for the version."""
+    if one.private != other.private:  # the kernel believes a number's mode for good
+        return False
     if one.size != other.size or one.source != other.source:
         return one.size == other.size and one.digest is not None and one.digest == other.digest
     if one.digest is not None and other.digest is not None:

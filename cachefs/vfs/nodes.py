@@ -57,31 +57,38 @@ class Attributes:
 @dataclass(frozen=True, slots=True)
 class Ownership:
     """Whose the image files are, and who may read them: *uid* and *gid* None for the daemon's,
-    *mode* the permission bits. The kernel holds to it (``default_permissions``)."""
+    *mode* the permission bits. The kernel holds to it (``default_permissions``). Where the mount is
+    *public*, other users can get to it, and a private image is the daemon's alone."""
 
     uid: int | None = None
     gid: int | None = None
     mode: int = 0o444
+    public: bool = True
 
     def attributes(
         self,
         inode: int,
         size: int,
         *,
+        private: bool,
         modified: float | None,
         accessed: float | None = None,
         entry_timeout: float = 0.0,
     ) -> Attributes:
         """Those of an image's node, which are believed for good: its bytes never change. Times in
-        seconds since the epoch, None where nobody knows."""
+        seconds since the epoch, None where nobody knows.
+
+        INVARIANT: on a public mount nobody but the daemon's own user may read a *private* image,
+        which others may not read at its source."""
+        alone = private and self.public
         return Attributes(
             inode,
-            stat.S_IFREG | self.mode,
+            stat.S_IFREG | (self.mode & stat.S_IRUSR if alone else self.mode),
             size,
             mtime_ns=None if modified is None else to_ns(modified),
             atime_ns=None if accessed is None else to_ns(accessed),
-            uid=self.uid,
-            gid=self.gid,
+            uid=None if alone else self.uid,
+            gid=None if alone else self.gid,
             entry_timeout=entry_timeout,
             attr_timeout=MAX_TIMEOUT,
         )

@@ -28,6 +28,7 @@ class ImageFile(OpenFile):
         self.entry = image.entry
         self.size = image.entry.size
         self.modified: float | None = image.entry.last_modified
+        self.private = image.entry.private
         self.fd: int = image.fd
         self.held = False
         self._reader = reader
@@ -63,6 +64,7 @@ class LazyFile(OpenFile):
         self.flight = flight
         self.size = flight.image.size
         self.modified = flight.image.modified
+        self.private = flight.image.private
         self._reader = reader
         self._pid = pid
         self._on_close = on_close
@@ -112,7 +114,9 @@ class NamelessNode(Node):
 
     def attributes(self) -> Attributes:
         file = self._file
-        return self._ownership.attributes(self._inode, file.size, modified=file.modified)
+        return self._ownership.attributes(
+            self._inode, file.size, private=file.private, modified=file.modified
+        )
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
         """By ``/proc/PID/fd/N``, say."""

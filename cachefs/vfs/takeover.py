@@ -96,7 +96,7 @@ class Takeover:
             if not self._held.is_published(inode, image.image_id):
                 return None
             self._images.note(image, inode, complete=True)
-        return self._images.open_held(inode, image.image_id)
+        return self._images.open_held(inode, image.image_id, private=image.private)
 
 
 def _image(members: dict[str, Any]) -> SourceImage:
