@@ -33,6 +33,9 @@ class Eviction:
         self._capacity = capacity
         self._quick = quick
         self.limits = limits
+        self.before_choosing: list[Callable[[], None]] = []
+        """Each is called before images are chosen to leave, to write what the index is to know of
+        their use."""
         self.on_evicting: list[Callable[[Entry], None]] = []
         """Each is called for every image about to leave, while its file has its name."""
         self.on_stayed: list[Callable[[Entry], None]] = []
@@ -71,6 +74,7 @@ class Eviction:
                 f"image {image_id!r} needs {human_size(size)}, and max_size is"
                 f" {human_size(usage.limit)}"
             )
+        self._choose()
         short = usage
         for candidate in self._capacity.candidates(spare=image_id):
             short = short.without(candidate)
@@ -85,7 +89,10 @@ class Eviction:
 
     def keep_limits(self) -> tuple[int, int]:
         """Drop the least recently used images until the limits hold: (images, bytes) dropped."""
-        return self._drop_until_fits(self.usage())
+        usage = self.usage()
+        if usage.over:
+            self._choose()
+        return self._drop_until_fits(usage)
 
     def remove(self, entry: Entry) -> None:
         """Remove a cached image. Record gone first, then the file: a crash between leaves a file
@@ -109,6 +116,11 @@ class Eviction:
             listener(entry)
 
     # Inside
+
+    def _choose(self) -> None:
+        """Have the index know the last uses of all images: it tells which go first."""
+        for listener in self.before_choosing:
+            listener()
 
     def _remove(self, entry: Entry, path: Path) -> None:
         try:

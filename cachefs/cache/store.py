@@ -167,6 +167,12 @@ class Store:
         for listener in self._room:
             listener()
 
+    def before_choosing(self, listener: Callable[[], None]) -> None:
+        """Call *listener*, in the evicting thread and under the lock, before the least recently
+        used images are looked for; it writes what the index does not know of their use, and may
+        wait for the index as the eviction after it does, but for no other lock's holder."""
+        self._eviction.before_choosing.append(listener)
+
     def on_evicting(self, listener: Callable[[Entry], None]) -> None:
         """Call *listener*, in the evicting thread and under the lock, for every image about to
         leave, while its file has its name."""

@@ -118,6 +118,7 @@ class Filesystem:
         """Have *kernel* told of what the kernel should forget, from now on. Call it once, before
         :meth:`begin`."""
         self._kernel = kernel
+        self._store.before_choosing(self._hits.write_if_free)
         self._store.on_evicting(self.image_files.hold)
         self._store.on_stayed(self.image_files.stayed)
         self._store.on_evicted(self._evicted)

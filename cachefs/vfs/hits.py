@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import trio
@@ -101,6 +102,12 @@ class Hits:
         raises IndexBusyError then, with nothing lost."""
         with self._writing:
             self._write(self._store.waiting.hit)
+
+    def write_if_free(self) -> None:
+        """As :meth:`write`, for a thread that is about to evict; where the index stays locked, hits
+        stay here."""
+        with suppress(IndexBusyError):
+            self.write()
 
     async def run(self) -> None:
         """Write until cancelled, and once more then. In the event loop: a thread costs the next

@@ -206,15 +206,35 @@ async def test_what_is_open_is_not_evicted_by_a_lower_max_size(served: Served) -
         await worker.ask.release(handle)
 
 
-async def test_prune_evicts_the_least_recently_used_and_says_what(served: Served) -> None:
-    async with served(images={name: bytes(1000) for name in "abc"}) as worker:
+@every_driver
+async def test_prune_evicts_the_least_recently_used_and_says_what(
+    served: Served, monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    """Also while the last use is not written yet."""
+    monkeypatch.setattr("cachefs.vfs.hits.DELAY", 3600)
+    async with served(driver=driver, images={name: bytes(1000) for name in "abc"}) as worker:
         assert await worker.record("prune") == {}
         await worker.ask.cat("images/a")
-        await worker.ask.cat("control/cached/a")  # by which the hit is written
         worker.store.limits = Limits(Amount(size=1500))
         await worker.ask.echo("\n", "control/prune")
         assert await worker.record("prune") == {"files": 2, "bytes": 2000}
         assert await worker.ask.listdir("images") == ["a"]
+
+
+@every_driver
+async def test_room_for_a_fetch_is_made_of_the_least_recently_used(
+    served: Served, monkeypatch: pytest.MonkeyPatch, source: FakeSource, driver: str
+) -> None:
+    """Also while the last use is not written yet."""
+    monkeypatch.setattr("cachefs.vfs.hits.DELAY", 3600)
+    source.images["img"] = bytes(1000)
+    source.digests.clear()
+    async with served(driver=driver, images={name: bytes(1000) for name in "ab"}) as worker:
+        await worker.ask.cat("images/a")
+        worker.store.limits = Limits(Amount(size=2500))
+        await worker.ask.cat("images/img")
+        await worker.cached("img")
+        assert sorted(await worker.ask.listdir("images")) == ["a", "img"]
 
 
 async def test_pruning_what_fits_drops_nothing(served: Served) -> None:
