@@ -27,6 +27,9 @@ RENEWAL = 5.0
 """Seconds in which a database is made anew but once: where that does not help, none is put where
 the last one failed."""
 
+RETURN = 5.0
+"""Seconds between two looks whether a temporary database can be one in its place again."""
+
 ANEW = "%s: it is %s, and made anew from the files; %s may be lost"
 """The one warning."""
 
@@ -52,6 +55,7 @@ class Database:
         self._opened: Connections | None = None
         self._renewing = threading.RLock()
         self._renewed = float("-inf")
+        self._returning = float("inf")
         self._scratch: Path | None = None
 
     def open(self) -> None:
@@ -91,6 +95,9 @@ class Database:
         if not opened.is_there():
             self._renew(opened, IndexLostError(f"index {opened.path}: it was taken away"))
             opened = self.connections()
+        if opened.path == self._scratch and time.monotonic() >= self._returning:
+            self._return(opened)
+            opened = self.connections()
         try:
             return work(opened.main)
         except DriverError as error:
@@ -115,6 +122,31 @@ class Database:
                 self._opened = self._open()
             opened.close()
             self._made_anew()
+
+    def _return(self, opened: Connections) -> None:
+        """Leave the temporary place, if the directory can hold a database again."""
+        with self._renewing:
+            if self._opened is not opened:
+                return
+            self._returning = time.monotonic() + RETURN
+            try:
+                self._opened = self._in_its_place()
+            except (CacheFSError, OSError) as error:
+                log.debug("no index can be in %s yet: %s", self._cache_dir, error)
+                return
+            opened.close()
+            place.remove_scratch(opened.path)
+            self._scratch = None
+            log.warning("the index of %s is in its place again", self._cache_dir)
+            self._made_anew()
+
+    def _in_its_place(self) -> Connections:
+        try:
+            path = self._find()
+            place.prepare(path, self._cache_dir)
+            return Connections(path)
+        except CacheFSError:
+            return self._replace(self._path)[0]
 
     def _find(self) -> Path:
         """The database to be opened. Raises as :func:`cachefs.drivers.place.find`."""
@@ -148,6 +180,7 @@ class Database:
         return connections
 
     def _make_temporary(self, why: Exception) -> Connections:
+        self._returning = time.monotonic() + RETURN
         self._scratch = self._scratch or place.scratch()
         place.prepare(self._scratch, self._scratch.parent)
         connections = Connections(self._scratch)

@@ -53,7 +53,11 @@ def find_checked(cache_dir: Path, image_id: str) -> os.stat_result | None:
 
 def scan_images(cache_dir: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Every image's ID and inode, in the order of the directory, which is read once."""
-    with os.scandir(cache_dir) as names:
+    try:
+        listing = os.scandir(cache_dir)
+    except FileNotFoundError:  # removed under us: it has none
+        return
+    with listing as names:
         for item in names:
             found = find_image(cache_dir, item.name)
             if found is not None:

@@ -48,3 +48,18 @@ def test_another_directory_in_its_place_is_left_alone(tmp_path: Path, driver: st
     assert (tmp_path / "cache" / "mine").read_bytes() == b"mine"
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["mine"]
     store.close()
+
+
+def test_the_index_is_in_its_place_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cachefs.drivers.database.RETURN", 0.0)
+    store = Store(tmp_path / "cache", Limits(Amount(size=10_000)))
+    put(store, "one")
+    shutil.rmtree(tmp_path / "cache")
+    assert store.get("one") is None  # asked before the directory is made anew
+    put(store, "two")
+    assert [entry.image_id for entry in store.entries()] == ["two"]
+    assert (tmp_path / "cache" / "cache.db").read_bytes().startswith(b"SQLite format 3")
+    assert "is in its place again" in caplog.text
+    store.close()
