@@ -69,6 +69,8 @@ def test_many_opens_evictions_and_kills_leave_no_descriptor_and_no_held_file(
     mount.expect(KILLED)
     kill_worker(mount)  # a worker that took over is compared with another one that did
     kill_worker(mount)
+    evict(mount, names[0])  # what tells the kernel of it is started with the first
+    mount.fetch(names[0])
     parent = supervisor(mount)
     before, before_parent = files(mount.worker(), mount), files(parent, mount)
     opens = ["-c", OPEN_AND_CLOSE, str(mount.images), str(OPENS // 2), *names]
