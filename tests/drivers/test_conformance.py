@@ -470,7 +470,8 @@ def test_an_image_stays_private_over_the_loss_of_the_index_and_another_date(
     private = cache.publish(driver, replace(FULL, checksum=checksum, private=True))
     assert private.private
     found = driver.get(FULL.image_id)
-    assert found is not None and found.private
+    assert found is not None
+    assert found.private
     os.utime(cache.path / FULL.image_id, (1, 1))
     assert lost_and_found(cache, FULL.image_id).private
 

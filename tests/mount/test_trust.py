@@ -6,10 +6,9 @@ import os
 import random
 import signal
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from support.cachefs_mount import DIRECTORY, NGINX, Mounted, mounted
@@ -119,14 +118,6 @@ def test_a_mount_shows_nothing_that_a_link_leads_out_of_the_source_to(
     (mount.origin.directory / "link").symlink_to(tmp_path / "shadow")
     mount.expect(r"leads out of the source.*\(EACCES\)")
     assert failure(os.open, mount.image("link"), os.O_RDONLY) == "EACCES"
-
-
-@pytest.fixture
-def open_home() -> Iterator[Path]:
-    """A directory that every user may get to, which pytest's own are not."""
-    with TemporaryDirectory(prefix="cachefs-grants-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def as_stranger(mount: Mounted, name: str) -> str:
