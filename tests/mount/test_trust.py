@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from support.cachefs_mount import DIRECTORY, NGINX, Mounted, mounted
+from support.cachefs_mount import CACHEFS, DIRECTORY, NGINX, Mounted, mounted
 from support.images import Images
 from support.misbehaving import Exchange, misbehaving
 from support.processes import failure, run, wait_for
@@ -173,3 +173,15 @@ def test_what_others_may_not_read_at_the_source_they_never_read_through_a_mount(
         mount.restart()
         assert as_stranger(mount, "img") == expected
         assert mount.cat("img") == CONTENT
+
+
+def test_a_source_that_is_refused_at_the_start_is_one_line_in_the_log(tmp_path: Path) -> None:
+    log, place = tmp_path / "log", tmp_path / "mnt"
+    place.mkdir()
+    twice = "http://127.0.0.1:1/"
+    words = ["mount", twice, "--fallback", twice, str(place), "--log-file", str(log)]
+    words += ["--cache-dir", str(tmp_path / "cache")]
+    done = run(*CACHEFS, *words, check=False)
+    assert done.status == 1
+    assert "the same source is given twice" in done.stderr
+    assert len(log.read_text().splitlines()) == 1
