@@ -14,7 +14,7 @@ class CacheFSError(Exception):
     errno: ClassVar[int] = errno.EIO
 
 
-_E = TypeVar("_E", bound=CacheFSError)
+_E = TypeVar("_E", bound=CacheFSError | OSError)
 
 
 class InvalidImageIDError(CacheFSError, ValueError):
@@ -46,6 +46,12 @@ class ImageBusyError(CacheFSError):
     """The image is pinned, or held by another process, and may not be changed now."""
 
     errno = errno.EBUSY
+
+
+class TooManyFilesError(CacheFSError):
+    """This process can open no more files."""
+
+    errno = errno.EMFILE
 
 
 class StaleError(CacheFSError):
@@ -144,6 +150,12 @@ class IndexLostError(DriverError):
 
 class MountError(CacheFSError):
     """The filesystem cannot be mounted or unmounted; the text says why, in one line."""
+
+
+def is_shortage_of_files(error: BaseException) -> bool:
+    """Whether *error* says that this process, or this machine, has too many files open: no word of
+    a source's, and passing."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def without_traceback(error: _E) -> _E:

@@ -37,7 +37,7 @@ MAX_NEGATIVE = 10_000
 class _Question:
     answered: trio.Event = field(default_factory=trio.Event)
     answer: SourceImage | None = None
-    error: CacheFSError | None = None
+    error: CacheFSError | OSError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ class Answers:
         except CacheFSError as error:
             question.error = without_traceback(error)
             self._remember(image_id, error)
+        except OSError as error:  # no word of the source's: the next may ask at once
+            question.error = without_traceback(error)
         except Exception as error:
             log.exception("asking for %r met an error that nobody foresaw", image_id)
             question.error = CacheFSError(f"cannot ask for {image_id!r}: {error!r}")

@@ -303,6 +303,11 @@ class Fetcher:
                 await self._queue_for_later(image_id)
             self._prefetcher.failed(image_id, error)
             return
+        except OSError as error:  # for lack of descriptors, say
+            if not queued:
+                await self._queue_for_later(image_id)
+            self._prefetcher.failed(image_id, error)
+            return
         await flight.finished.wait()
 
     def _sources_changed(self) -> None:

@@ -33,6 +33,8 @@ from cachefs.errors import (
     ImageTooLargeError,
     NoRoomError,
     SourceError,
+    TooManyFilesError,
+    is_shortage_of_files,
     without_traceback,
 )
 from cachefs.fetcher.beside import despite_others
@@ -232,6 +234,7 @@ class Flight:
             await self._fail(error)
         except OSError as error:
             kind = NoRoomError if error.errno in _FULL else CacheFSError
+            kind = TooManyFilesError if is_shortage_of_files(error) else kind
             await self._fail(kind(f"cannot write image {self.image.image_id!r}: {error}"))
         except Exception as error:
             log.exception("the fetch of %r met an error that nobody foresaw", self.image.image_id)

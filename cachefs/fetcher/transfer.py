@@ -130,7 +130,7 @@ class Transfer:
         try:
             await self._get(span)
             return
-        except CacheFSError as error:
+        except (CacheFSError, OSError) as error:
             pause = retry.pause(error, self.map.arrived_bytes)
             if pause is None:
                 raise
@@ -156,13 +156,13 @@ class Transfer:
         if failure is not None:
             raise failure
 
-    def _try_download(self, start: int, known: int, stop: int) -> CacheFSError | None:
+    def _try_download(self, start: int, known: int, stop: int) -> Exception | None:
         """:meth:`_download`, its error returned without its frames. Raised, trio would have it in a
         cycle, and an answer that nobody has read to its end would keep its connection until the
         next collection."""
         try:
             self._download(start, known, stop)
-        except CacheFSError as error:
+        except (CacheFSError, OSError) as error:
             return without_traceback(error)
         return None
 

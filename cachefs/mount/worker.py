@@ -21,6 +21,10 @@ from cachefs.supervise.protocol import TOLD_WHY
 log = logging.getLogger(__name__)
 
 
+class _UnforeseenError(MountError):
+    """What is none of ours; where it came from is of use in the log."""
+
+
 def main() -> int:
     """Serve until unmounted, or told to leave. Why it could not is one line on stderr."""
     attachment = Attachment.from_environment()
@@ -41,7 +45,7 @@ def main() -> int:
         ours = _first(error, settings)
         text = " ".join(without_secrets(str(ours), known_secrets(settings)).split())
         if not settings.foreground or settings.log_file is not None:
-            log.error("%s", text, exc_info=None if isinstance(ours, type(error)) else error)
+            log.error("%s", text, exc_info=error if isinstance(ours, _UnforeseenError) else None)
         sys.stderr.write(f"cachefs: {text}\n")
         return TOLD_WHY
     return 0
@@ -72,7 +76,7 @@ def _first(error: BaseException, settings: Settings) -> CacheFSError:
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         what = f"{type(error).__name__}: {error}"
-    return MountError(
+    return _UnforeseenError(
         f"cannot serve {settings.mountpoint} from {settings.cache_dir}: {what}{more(settings)}"
     )
 

@@ -1,7 +1,8 @@
 """The contract of a source: where images come from.
 
 All methods block, are called in threads, and may be called from several at once. A source
-translates its library's errors into :mod:`cachefs.errors` here, at its boundary."""
+translates its library's errors into :mod:`cachefs.errors` here, at its boundary. What says nothing
+of the source, that this process can open no more files, may rise as the OSError it is."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

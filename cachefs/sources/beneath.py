@@ -113,10 +113,10 @@ def _is_private(steps: list[int]) -> bool:
 def _is_hidden(directory: int) -> bool:
     """Whether others may not get to the open directory: by the modes of those that it lies in now.
     Also where they cannot be told, since one of them has just been moved, say."""
-    path = str(Path(f"/proc/self/fd/{directory}").readlink())
-    if not path.startswith("/"):  # it is not below our root
+    path = Path(f"/proc/self/fd/{directory}").readlink()
+    if not path.is_absolute():  # it is not below our root
         return True
     try:
-        return not all(each.lstat().st_mode & stat.S_IXOTH for each in Path(path).parents)
+        return not all(each.lstat().st_mode & stat.S_IXOTH for each in path.parents)
     except OSError:
         return True

@@ -26,6 +26,7 @@ from cachefs.errors import (
     SourceRefusedError,
     SourceTimeoutError,
     SourceUnreachableError,
+    is_shortage_of_files,
 )
 from cachefs.sources.base import SourceImage
 from cachefs.sources.beneath import Opened, OutsideError, open_beneath
@@ -56,10 +57,6 @@ _BY_ERRNO: Final[dict[int, type[SourceError]]] = {
     errno.ECONNREFUSED: SourceUnreachableError,
 }
 """The network errnos are those of NFS, SMB and FUSE mounts whose server is gone."""
-
-
-_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE})
-"""What is no word of the source's: this process, or this machine, has too many files open."""
 
 
 def directory_source(path: str) -> "DirectorySource":
@@ -181,7 +178,7 @@ class DirectorySource:
                 f"{what}: a symbolic link that leads out of the source; put the file itself there"
             ) from None
         except OSError as error:
-            if error.errno in _OURS:
+            if is_shortage_of_files(error):
                 raise
             if error.errno in _ABSENT and not opened:
                 raise self._absent(what) from error
@@ -242,7 +239,7 @@ class DirectorySource:
         except PermissionError:
             return {}
         except OSError as error:
-            if error.errno in _OURS:
+            if is_shortage_of_files(error):
                 raise
             raise self._translate(error, f"directory {self._top}") from error
 

@@ -25,6 +25,7 @@ from cachefs.errors import (
     SourceTimeoutError,
     SourceUnavailableError,
     SourceUnreachableError,
+    is_shortage_of_files,
     without_traceback,
 )
 
@@ -50,7 +51,10 @@ class Health:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later: 429, 5xx, a connection that broke,
-    a server that is away or slow. What a source refuses, lacks or has changed is an answer."""
+    a server that is away or slow; or files that this process cannot open now. What a source
+    refuses, lacks or has changed is an answer."""
+    if is_shortage_of_files(error):
+        return True
     return isinstance(error, SourceError) and not isinstance(
         error, SourceRefusedError | ImageNotFoundError | ImageChangedError
     )

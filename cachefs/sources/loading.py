@@ -69,7 +69,7 @@ class Task(Generic[T]):
         self._done = threading.Event()
         self._began = time.monotonic()
         self._result: list[T] = []
-        self._error: CacheFSError | None = None
+        self._error: CacheFSError | OSError | None = None
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def wait(self, what: str) -> T:
@@ -86,7 +86,7 @@ class Task(Generic[T]):
     def _run(self) -> None:
         try:
             self._result.append(self._work())
-        except CacheFSError as error:
+        except (CacheFSError, OSError) as error:
             self._error = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 raised by the threads that wait for it
             self._error = CacheFSError(f"unforeseen: {error!r}")

@@ -439,7 +439,7 @@ def as_known(entry: Entry) -> tuple[object, ...]:
     """What is to survive: all but the statistics, and the number of the publication."""
     return (
         *(entry.pinned, entry.checksum, entry.verified, entry.fetched, entry.source),
-        *(entry.size, entry.file),
+        *(entry.size, entry.file, entry.private),
     )
 
 
@@ -461,6 +461,19 @@ def test_what_a_lost_index_knew_is_read_back_from_the_file(
     found = lost_and_found(cache, FULL.image_id)
     assert as_known(found) == as_known(put)
     assert found.file == file_of(cache, FULL.image_id)
+
+
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_an_image_stays_private_over_the_loss_of_the_index_and_another_date(
+    cache: CacheDir, driver: Driver, checksum: str | None
+) -> None:
+    private = cache.publish(driver, replace(FULL, checksum=checksum, private=True))
+    assert private.private
+    found = driver.get(FULL.image_id)
+    assert found is not None
+    assert found.private
+    os.utime(cache.path / FULL.image_id, (1, 1))
+    assert lost_and_found(cache, FULL.image_id).private
 
 
 def test_an_image_of_which_little_is_known_has_as_little_after_a_lost_index(

@@ -2,6 +2,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from support.cachefs_mount import DIRECTORY, NGINX, Mounted, mounted
@@ -60,3 +61,11 @@ def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
             return stack.enter_context(mounted(home, **arguments))  # type: ignore[arg-type]
 
         yield make
+
+
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    """A directory that every user may get to, which pytest's own are not."""
+    with TemporaryDirectory(prefix="cachefs-grants-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

@@ -4,12 +4,14 @@ import hashlib
 import os
 import stat
 import time
+from pathlib import Path
 
 import pytest
 from support.cachefs_mount import Mounted
+from support.images import Images
 from support.processes import failure, run, wait_for
 
-from .conftest import KINDS
+from .conftest import KINDS, MakeMount
 
 pytestmark = pytest.mark.parametrize("kind", KINDS, scope="module")
 
@@ -54,7 +56,10 @@ def test_ls_lists_cached_images_only(mount: Mounted) -> None:
     assert uncached not in names
 
 
-def test_an_image_is_a_file_of_mode_0444_in_a_directory_of_mode_0555(mount: Mounted) -> None:
+def test_an_image_is_a_file_of_mode_0444_in_a_directory_of_mode_0555(
+    make_mount: MakeMount, kind: tuple[str, str], open_home: Path
+) -> None:
+    mount = make_mount(driver=kind[0], source=kind[1], images=Images(open_home))
     name, data = mount.origin.new()
     mount.fetch(name)
     shown = run("stat", "-c", "%A %s", str(mount.images), mount.image(name)).text.split()
@@ -62,7 +67,10 @@ def test_an_image_is_a_file_of_mode_0444_in_a_directory_of_mode_0555(mount: Moun
     assert shown[2:] == ["-r--r--r--", str(len(data))]
 
 
-def test_an_uncached_image_looks_like_a_cached_one(mount: Mounted) -> None:
+def test_an_uncached_image_looks_like_a_cached_one(
+    make_mount: MakeMount, kind: tuple[str, str], open_home: Path
+) -> None:
+    mount = make_mount(driver=kind[0], source=kind[1], images=Images(open_home))
     name, data = mount.origin.new()
     status = os.stat(mount.image(name))
     assert stat.filemode(status.st_mode) == "-r--r--r--"

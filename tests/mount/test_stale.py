@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.cachefs_mount import Mounted
 from support.disturb import evict
+from support.images import Images
 from support.processes import run, start
 
 from .conftest import MakeMount
@@ -130,10 +131,10 @@ def test_a_date_is_kept_over_a_new_mount(driver: str, seconds: int, make_mount: 
 
 @pytest.mark.parametrize("transport", ["relay", "plain"])
 def test_owner_group_and_mode_are_those_of_the_settings(
-    transport: str, make_mount: MakeMount
+    transport: str, make_mount: MakeMount, open_home: Path
 ) -> None:
     words = ["--uid", "daemon", "--gid", "7", "--mode", "0440", "--transport", transport]
-    mount = make_mount(options=words)
+    mount = make_mount(options=words, images=Images(open_home))
     for_all = [mount.origin.new(SIZE)[0] for _ in range(2)]
     mount.fetch(for_all[0])
     for name in for_all:  # cached, and not yet

@@ -4,14 +4,17 @@ import gzip
 import hashlib
 import os
 import random
+import signal
+import stat
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
-from support.cachefs_mount import DIRECTORY, NGINX
+from support.cachefs_mount import CACHEFS, DIRECTORY, NGINX, Mounted, mounted
+from support.images import Images
 from support.misbehaving import Exchange, misbehaving
-from support.processes import failure
+from support.processes import failure, run, wait_for
 
 from .conftest import MakeMount
 
@@ -107,15 +110,78 @@ def test_wrong_bytes_are_found_out_by_a_list_in_another_hand(
     assert mount.listed() == []
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's mount is his own")
-def test_a_mount_of_root_shows_nothing_that_others_may_not_read_at_the_source(
+def test_a_mount_shows_nothing_that_a_link_leads_out_of_the_source_to(
     make_mount: MakeMount, tmp_path: Path
 ) -> None:
     mount = make_mount()
-    mount.origin.put("private", b"12345")
-    (mount.origin.directory / "private").chmod(0o600)
     (tmp_path / "shadow").write_bytes(b"root:x")
     (mount.origin.directory / "link").symlink_to(tmp_path / "shadow")
-    mount.expect(r"not every user may read it.*\(EACCES\)", r"leads out of the source.*\(EACCES\)")
-    for name in ("private", "link"):
-        assert failure(os.open, mount.image(name), os.O_RDONLY) == "EACCES"
+    mount.expect(r"leads out of the source.*\(EACCES\)")
+    assert failure(os.open, mount.image("link"), os.O_RDONLY) == "EACCES"
+
+
+def as_stranger(mount: Mounted, name: str) -> str:
+    """What becomes of a read by another user, who has been given the directory."""
+    who = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = run("env", "-C", str(mount.images), *who, "cat", name, check=False)
+    assert done.status == 0 or "Permission denied" in done.stderr, done.stderr
+    return "read" if done.status == 0 else "refused"
+
+
+HIDDEN = ["file", "directory", "parent", "nothing"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's mount is his own")
+@pytest.mark.parametrize("transport", ["relay", "plain"])
+@pytest.mark.parametrize("driver", ["sqlite", "xattr"])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_what_others_may_not_read_at_the_source_they_never_read_through_a_mount(
+    open_home: Path, hidden: str, driver: str, transport: str
+) -> None:
+    images = Images(open_home / "above" / "origin")
+    inner = images.directory / "inner"
+    inner.mkdir()
+    (inner / "img").write_bytes(CONTENT)
+    (images.directory / "img").symlink_to("inner/img")
+    if hidden == "file":
+        (inner / "img").chmod(0o600)
+    elif hidden != "nothing":
+        {"directory": inner, "parent": images.directory.parent}[hidden].chmod(0o700)
+    expected = "read" if hidden == "nothing" else "refused"
+    # Slow enough to be looked at under way.
+    options = ["--transport", transport, "--bandwidth", "4M", "--uid", "65534", "--mode", "0444"]
+    with mounted(open_home / "mount", images=images, driver=driver, options=options) as mount:
+        if hidden != "nothing":
+            assert as_stranger(mount, "img") == "refused"
+            assert mount.listed("cached") == []
+        with Path(mount.image("img")).open("rb") as file:
+            assert file.read(10) == CONTENT[:10]
+            if hidden != "nothing":
+                assert as_stranger(mount, "img") == "refused"
+                assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o400
+            assert file.read() == CONTENT[10:]
+            mount.wait_listed("cached", "img")
+            assert as_stranger(mount, "img") == expected
+            if transport == "relay":
+                mount.expect("SIGKILL")
+                before = mount.worker()
+                os.kill(before, signal.SIGKILL)
+                wait_for(lambda: mount.worker() != before, "another worker")
+                assert as_stranger(mount, "img") == expected
+                file.seek(0)
+                assert file.read() == CONTENT
+        mount.restart()
+        assert as_stranger(mount, "img") == expected
+        assert mount.cat("img") == CONTENT
+
+
+def test_a_source_that_is_refused_at_the_start_is_one_line_in_the_log(tmp_path: Path) -> None:
+    log, place = tmp_path / "log", tmp_path / "mnt"
+    place.mkdir()
+    twice = "http://127.0.0.1:1/"
+    words = ["mount", twice, "--fallback", twice, str(place), "--log-file", str(log)]
+    words += ["--cache-dir", str(tmp_path / "cache")]
+    done = run(*CACHEFS, *words, check=False)
+    assert done.status == 1
+    assert "the same source is given twice" in done.stderr
+    assert len(log.read_text().splitlines()) == 1

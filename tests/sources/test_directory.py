@@ -1,6 +1,8 @@
 """What only a directory can do to us."""
 
+import errno
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from cachefs.errors import (
+    CacheFSError,
     ImageChangedError,
     ImageNotFoundError,
     InvalidValueError,
@@ -39,6 +42,14 @@ def as_owner() -> Iterator[None]:
 @pytest.fixture
 def directory(images: Path) -> DirectorySource:
     return DirectorySource(str(images))
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A directory that others may get to, which pytest's own are not."""
+    with TemporaryDirectory(prefix="cachefs-images-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def test_a_symbolic_link_is_the_image_that_it_points_to(
@@ -86,41 +97,57 @@ def test_a_link_swapped_in_between_stat_and_read_is_refused(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])
-def test_a_file_that_others_may_not_read_is_refused_where_all_would_see_it(
-    images: Path, mode: int
-) -> None:
-    (images / "img").write_bytes(b"12345")
-    (images / "img").chmod(mode)
-    with pytest.raises(SourceRefusedError, match=f"{mode:04o}"):
-        DirectorySource(str(images), public=True).stat("img")
-    assert DirectorySource(str(images), public=False).stat("img").size == 5
-
-
-def test_a_file_whose_mode_is_tightened_after_stat_is_refused(images: Path) -> None:
-    (images / "img").write_bytes(b"12345")
-    source = DirectorySource(str(images), public=True)
+def test_a_file_that_others_may_not_read_is_private(open_to_all: Path, mode: int) -> None:
+    (open_to_all / "img").write_bytes(b"12345")
+    source = DirectorySource(str(open_to_all))
+    assert not source.stat("img").private
+    (open_to_all / "img").chmod(mode)
     image = source.stat("img")
-    (images / "img").chmod(0o600)
-    with pytest.raises(SourceRefusedError):
+    assert image.private
+    assert b"".join(source.read(image, 0, 5)) == b"12345"
+
+
+def test_a_file_whose_mode_is_tightened_after_stat_is_changed(open_to_all: Path) -> None:
+    (open_to_all / "img").write_bytes(b"12345")
+    source = DirectorySource(str(open_to_all))
+    image = source.stat("img")
+    (open_to_all / "img").chmod(0o600)
+    with pytest.raises(ImageChangedError):
         list(source.read(image, 0, 5))
 
 
-def test_a_directory_that_others_may_not_enter_is_refused_where_all_would_see_it(
-    images: Path,
+def test_a_file_below_a_directory_that_others_may_not_enter_is_private(open_to_all: Path) -> None:
+    images = open_to_all / "above" / "images"
+    (images / "inner").mkdir(parents=True)
+    (images / "inner" / "img").write_bytes(b"12345")
+    (images / "link").symlink_to("inner/img")
+    source = DirectorySource(str(images))
+    for directory in (images / "inner", images, images.parent):
+        assert not source.stat("link").private
+        directory.chmod(0o700)
+        source.check()
+        assert source.stat("link").private
+        directory.chmod(0o711)
+    open_to_all.joinpath("short").symlink_to(images)
+    images.parent.chmod(0o700)
+    assert DirectorySource(str(open_to_all / "short")).stat("link").private
+
+
+def test_what_this_process_cannot_open_is_no_word_of_the_source(
+    directory: DirectorySource, images: Path
 ) -> None:
-    (images / "private").mkdir()
-    (images / "private" / "img").write_bytes(b"12345")
-    (images / "link").symlink_to("private/img")
-    (images / "private").chmod(0o700)
-    source = DirectorySource(str(images), public=True)
-    with pytest.raises(SourceRefusedError, match="private"):
-        source.stat("link")
-    (images / "private").chmod(0o711)
-    assert source.stat("link").size == 5
-    images.chmod(0o700)
-    for call in (source.check, lambda: source.stat("link")):
-        with pytest.raises(SourceRefusedError, match="0700"):
-            call()
+    (images / "img").write_bytes(b"12345")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/", os.O_PATH)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            directory.stat("img")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+    assert not isinstance(caught.value, CacheFSError)
 
 
 def test_a_list_of_digests_counts_whoever_may_read_it(
