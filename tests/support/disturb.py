@@ -141,4 +141,5 @@ def settled(measure: Callable[[], object], expected: object, what: str) -> None:
     try:
         wait_for(lambda: measure() == expected, what, 10)
     except AssertionError:
-        assert measure() == expected, what
+        found = measure()
+        assert found == expected, f"{what}: {found}, not {expected}"
