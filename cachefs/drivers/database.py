@@ -27,7 +27,7 @@ RENEWAL = 5.0
 """Seconds in which a database is made anew but once: where that does not help, none is put where
 the last one failed."""
 
-RETURN = 5.0
+RETURN = 1.0
 """Seconds between two looks whether a temporary database can be one in its place again."""
 
 ANEW = "%s: it is %s, and made anew from the files; %s may be lost"

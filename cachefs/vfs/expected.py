@@ -27,6 +27,7 @@ class Expected:
         self._names: dict[str | None, float] = {}
         self._kept: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
+        self._any_until = 0.0
         self._filled = trio.Event()
 
     def refused(self, image_id: str | None) -> None:
@@ -35,9 +36,20 @@ class Expected:
         self._names = {name: until for name, until in self._names.items() if until > now}
         self._names[image_id] = now + KEPT_SECONDS
 
-    def expects(self, image_id: str | None) -> bool:
+    def taken_over(self) -> None:
+        """An open of any image may have been refused as stale by the worker before this one."""
+        self._any_until = trio.current_time() + KEPT_SECONDS
+
+    def expects(self, image_id: str) -> bool:
         """Whether the kernel may be about to open this image once more."""
-        return self._names.get(image_id, 0.0) > trio.current_time() if self._names else False
+        return self._any_until > trio.current_time() or self.was_refused(image_id)
+
+    def was_refused(self, image_id: str) -> bool:
+        """Whether an open was refused a moment ago that can have been of this image."""
+        if not self._names:
+            return False
+        until = max(self._names.get(image_id, 0.0), self._names.get(None, 0.0))
+        return until > trio.current_time()
 
     def keep(self, release: Callable[[], None]) -> None:
         """Call *release* after a moment, or when too much is kept."""

@@ -176,18 +176,28 @@ class Images(Directory):
             if cached is not None:
                 return cached
             node = self._known(image_id) or self._remember(image)
-        if self.expected.expects(image_id):
-            flight = self._flight(node)
-            flight.add_reader()
-            self.expected.keep(flight.drop_reader)
+        if self.expected.was_refused(image_id):
+            node = self._kept(node)
         node.lookups += 1
+        return node
+
+    def _kept(self, node: LazyNode) -> LazyNode:
+        """The node, or that of the version that is being fetched; its fetch is begun, and kept for
+        the open that follows."""
+        try:
+            flight = self._flight(node)
+        except StaleError:
+            node = self._known(node.image.image_id) or node
+            flight = self._flight(node)
+        flight.add_reader()
+        self.expected.keep(flight.drop_reader)
         return node
 
     async def _cached(self, image_id: str) -> CachedNode | None:
         """The node of an image if it is cached; kept open where the kernel is to open it next."""
         while (entry := await self._recorded(image_id)) is not None:
             self._files.remember(entry)
-            if self.expected.expects(image_id) or self.expected.expects(None):
+            if self.expected.expects(image_id):
                 try:
                     self.expected.keep(self._files.keep(entry))
                 except StaleError:  # it has just been evicted: look again
@@ -336,7 +346,7 @@ class Images(Directory):
 
     def _is_second(self, image_id: str) -> bool:
         """Whether a stale answer to an open would be the second to its reader."""
-        return self.expected.expects(image_id)
+        return self.expected.was_refused(image_id)
 
     def _current(self, image_id: str) -> LazyNode | None:
         """The node that the name means, unless its fetch is over: cancelled, say, and not ended."""

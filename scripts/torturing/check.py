@@ -169,7 +169,10 @@ def check_directory(
 
 
 def check_index(cache_dir: Path, there: Mapping[str, int], figures: Figures) -> None:
-    """The rows of Glance's table are the files, with their sizes."""
+    """The rows of Glance's table are the files, with their sizes. An index that is gone is made
+    anew at the next start, so it is no fault."""
+    if not (cache_dir / "cache.db").exists():
+        return
     try:
         connection = sqlite3.connect(f"file:{cache_dir}/cache.db?mode=ro", uri=True, timeout=5)
         with contextlib.closing(connection):

@@ -182,6 +182,7 @@ def test_an_outage_while_reading_is_an_error_at_last_and_no_image(slow: Mounted)
 
 def test_a_short_outage_while_reading_is_not_noticed(slow: Mounted) -> None:
     copy = slow.home / "copy"
+    slow.expect("is left alone")
     with slow.start_tool("cp", slow.image("slow"), str(copy)) as reader:
         slow.wait_listed("incomplete", "slow")
         wait_for(lambda: slow.record("incomplete/slow")["progress"], "some progress")

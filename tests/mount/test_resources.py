@@ -47,18 +47,19 @@ def test_an_open_too_many_fails_and_nothing_else(make_mount: MakeMount, transpor
     mount.start()
     mount.prefix = []
     worker = mount.worker()
-    mount.expect("files are open", r"\(EMFILE\)")
+    mount.expect("files are open", r"\(EMFILE\)", "Too many open files")
     with contextlib.ExitStack() as stack:
         errors: Counter[int] = Counter()
         opened = 0
         for name, data in true.items():
             try:
                 fd = os.open(mount.image(name), os.O_RDONLY)
+                stack.callback(os.close, fd)
+                read = os.pread(fd, 4096, 0)  # which says so where its fetch found none left
             except OSError as error:
                 errors[error.errno or 0] += 1
                 continue
-            stack.callback(os.close, fd)
-            assert os.pread(fd, 4096, 0) == data
+            assert read == data
             opened += 1
         assert set(errors) == {errno.EMFILE}
         assert opened > 100

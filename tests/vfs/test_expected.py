@@ -12,10 +12,30 @@ async def test_a_name_is_expected_for_a_moment_after_its_refusal(
     expected = Expected()
     assert not expected.expects("a")
     expected.refused("a")
-    expected.refused(None)
     assert expected.expects("a")
-    assert expected.expects(None)
+    assert expected.was_refused("a")
     assert not expected.expects("b")
+    await trio.sleep(KEPT_SECONDS)
+    assert not expected.expects("a")
+
+
+async def test_a_refusal_of_nobody_knows_which_image_may_be_of_any(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    expected = Expected()
+    expected.refused(None)
+    assert expected.was_refused("a")
+    await trio.sleep(KEPT_SECONDS)
+    assert not expected.was_refused("a")
+
+
+async def test_after_another_worker_any_image_is_expected_but_none_known_to_be_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    expected = Expected()
+    expected.taken_over()
+    assert expected.expects("a")
+    assert not expected.was_refused("a")
     await trio.sleep(KEPT_SECONDS)
     assert not expected.expects("a")
 
