@@ -391,7 +391,9 @@ class Store:
                 raise ImageExistsError(f"image {image_id!r} is cached already")
             if self.is_being_written(image_id):
                 raise ImageExistsError(f"image {image_id!r} is being cached already")
-            return self._wanted.enqueue(image_id)
+            queued = self._wanted.enqueue(image_id)
+        self.room_changed()  # of the bytes in invalid/
+        return queued
 
     # Evicting
 
@@ -413,7 +415,8 @@ class Store:
                 return True
             self._wanted.pins.add(image_id)
             self._wanted.enqueue(image_id)
-            return False
+        self.room_changed()
+        return False
 
     def unpin(self, image_id: str) -> None:
         """Pin an image no longer, nor when it is cached. Raises ImageNotFoundError where neither
@@ -460,12 +463,12 @@ class Store:
         numbers (invalid, stalled) removed."""
         with self._lock:
             invalid = self._wanted.clear_failures()
-        stalled = self.clean_stalled(stall_time)
-        self.room_changed()
-        return invalid, stalled
+        return invalid, self.clean_stalled(stall_time)
 
     def clean_stalled(self, stall_time: float) -> int:
         """Remove incomplete files that nobody writes and nobody has written for *stall_time*
         seconds."""
         with self._lock:
-            return drop_stalled(self._layout, self._clock() - stall_time)
+            stalled = drop_stalled(self._layout, self._clock() - stall_time)
+        self.room_changed()
+        return stalled

@@ -3,19 +3,13 @@
 from pathlib import Path
 
 import pytest
+from support.clock import Clock
 from support.place import Place, content
 
 from cachefs.cache import Layout, overhead
 from cachefs.cache.overhead import Overhead
 
 MIB = 2**20
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def on_disk(path: Path) -> int:

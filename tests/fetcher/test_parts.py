@@ -9,6 +9,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import Clock
 
 from cachefs.cache import CHUNK, PartialMap, Version
 from cachefs.errors import (
@@ -25,13 +26,6 @@ from cachefs.fetcher.retry import FIRST_PAUSE, LONGEST_PAUSE, RetryPolicy, pause
 from cachefs.fetcher.sink import Sink
 from cachefs.fetcher.traffic import BURST, Bandwidth, Precedence
 from cachefs.sources import is_passing
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_without_a_limit_nobody_waits() -> None:

@@ -1,6 +1,7 @@
 """What a queued image waits for and until when, on a clock of the test's own."""
 
 import pytest
+from support.clock import Clock
 
 from cachefs.errors import (
     CacheFSError,
@@ -13,16 +14,6 @@ from cachefs.errors import (
 )
 from cachefs.fetcher.retry import FIRST_PAUSE
 from cachefs.fetcher.waits import LEAST_PAUSE, LONGEST_PAUSES, Waits, WaitsFor, waits_for_what
-
-
-class Clock:
-    """A clock that a test sets on."""
-
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The health of one source, and when it is asked: a circuit breaker on a clock of its own."""
 
 import pytest
+from support.clock import Clock
 
 from cachefs.errors import (
     ImageChangedError,
@@ -11,16 +12,6 @@ from cachefs.errors import (
     SourceUnreachableError,
 )
 from cachefs.sources.health import FAILURES, FIRST_REST, LONGEST_REST, Breaker, Health
-
-
-class Clock:
-    """A clock that a test sets on."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
