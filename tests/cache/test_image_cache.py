@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -609,18 +608,6 @@ def test_many_caches_opened_and_dropped_leave_no_descriptor(place: Place) -> Non
         place.cache()
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
-
-
-@pytest.fixture
-def no_xattrs(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a filesystem without user attributes; needs root."""
-    path = tmp_path / "ramfs"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "ramfs", "ramfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def test_without_user_attributes_sqlite_serves_after_one_warning(

@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -45,18 +44,6 @@ def lose_index(place: Place) -> None:
 def read(store: Store) -> bytes:
     with closing(store.open_image("a")) as image:
         return os.pread(image.fd, 10000, 0)
-
-
-@pytest.fixture
-def no_xattrs(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a filesystem without user attributes; needs root."""
-    path = tmp_path / "ramfs"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "ramfs", "ramfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 def test_a_lost_index_loses_nothing_that_was_known_of_an_image(place: Place) -> None:

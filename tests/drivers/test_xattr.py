@@ -29,18 +29,6 @@ def no_inotify(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_inotify", lambda directories: None)
 
 
-@pytest.fixture
-def no_xattrs(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a filesystem without user attributes; needs root."""
-    path = tmp_path / "ramfs"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "ramfs", "ramfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
-
-
 def ids(entries: Iterator[Entry]) -> list[str]:
     return [entry.image_id for entry in entries]
 

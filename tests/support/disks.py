@@ -30,3 +30,14 @@ def overlay(mountpoint: Path) -> Iterator[Path]:
         yield mountpoint
     finally:
         run("umount", str(mountpoint))
+
+
+@contextmanager
+def without_xattrs(home: Path) -> Iterator[Path]:
+    """A filesystem without user attributes at *home*, which is made; needs root."""
+    home.mkdir()
+    run("mount", "-t", "ramfs", "ramfs", str(home))
+    try:
+        yield home
+    finally:
+        run("umount", "-l", str(home))
