@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cachefs.cli.mounts import ours
 from cachefs.errors import MountError
-from cachefs.kernel import mountinfo, patience, processes
+from cachefs.kernel import liveness, mountinfo, processes
 from cachefs.kernel.mountinfo import MountInfo
 from cachefs.kernel.processes import Handle
 
@@ -138,7 +138,7 @@ def has_lost_supervisor(named: Named) -> bool:
 def ask(mountpoint: Path) -> Named:
     """The processes that the mount names; none where it does not answer in time: a dead daemon
     holds nothing that could be waited for."""
-    content = patience.read(mountpoint / "control" / "status")
+    content = liveness.read(mountpoint / "control" / "status")
     try:
         return Named.by(json.loads(content or b"null"))
     except ValueError:

@@ -20,6 +20,7 @@ from cachefs.errors import (
     StaleError,
 )
 from cachefs.image import ImageRecord, check_image_id
+from cachefs.vfs.in_threads import at_once_or
 from cachefs.vfs.inodes import Names, Serials, join
 from cachefs.vfs.nodes import (
     Attributes,
@@ -30,7 +31,6 @@ from cachefs.vfs.nodes import (
     Node,
     OpenFile,
 )
-from cachefs.vfs.patience import at_once_or
 
 
 @dataclass(frozen=True, slots=True)

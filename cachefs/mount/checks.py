@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from cachefs.errors import InvalidValueError, MountError
 from cachefs.kernel import device as fuse_device
-from cachefs.kernel import mountinfo, mounting, patience
-from cachefs.kernel.patience import Health
+from cachefs.kernel import liveness, mountinfo, mounting
+from cachefs.kernel.liveness import Liveness
 from cachefs.mount.places import check_places
 from cachefs.settings import Settings
 
@@ -153,8 +153,8 @@ def _check_mountpoint(mountpoint: Path) -> Path:
 
 def _make_way(mounted: Path) -> None:
     """Detach a dead mount; MountError for one that lives."""
-    match patience.health(mounted):
-        case Health.DEAD:
+    match liveness.look(mounted):
+        case Liveness.DEAD:
             log.warning("detaching %s, whose daemon is gone", mounted)
             try:
                 gone = mounting.unmount(mounted)
@@ -166,7 +166,7 @@ def _make_way(mounted: Path) -> None:
                 raise MountError(f"cannot detach the dead mount at {mounted}")
             if mountinfo.is_mounted(mounted):  # there were several
                 _make_way(mounted)
-        case Health.HANGS:
+        case Liveness.HANGS:
             raise MountError(
                 f"something is mounted at {mounted} already and does not answer: "
                 f"`cachefs umount --lazy {mounted}` takes it away"

@@ -18,9 +18,9 @@ from cachefs.cache.layout import Layout
 from cachefs.cache.lock import own
 from cachefs.cache.trust import open_lock
 from cachefs.errors import CacheDirectoryError, MountError
-from cachefs.kernel import mountinfo, patience
+from cachefs.kernel import liveness, mountinfo
+from cachefs.kernel.liveness import Liveness
 from cachefs.kernel.mounting import MountOptions
-from cachefs.kernel.patience import Health
 from cachefs.mount.checks import check
 from cachefs.mount.footprint import Footprint
 from cachefs.mount.logs import log_file, log_to, more
@@ -210,11 +210,11 @@ def _is_served_from(mountpoint: Path, cache_dir: Path) -> bool:
     found = mountinfo.find(mountpoint)
     if found is None or not found.kind.startswith("fuse"):
         return False
-    match patience.health(found.mountpoint):
-        case Health.HANGS:
+    match liveness.look(found.mountpoint):
+        case Liveness.HANGS:
             return True
-        case Health.ANSWERS:
-            status = patience.read(found.mountpoint / "control" / "status")
+        case Liveness.ANSWERS:
+            status = liveness.read(found.mountpoint / "control" / "status")
             try:
                 document = json.loads(status or b"null")
                 return bool(document["cache_dir"] == str(cache_dir))

@@ -43,12 +43,12 @@ from cachefs.sources import SourceImage
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.holding import Holding
 from cachefs.vfs.idle import IdleFiles
+from cachefs.vfs.in_threads import open_in_thread
 from cachefs.vfs.inodes import NodeKind, join, split
 from cachefs.vfs.lazy_files import LazyFiles
 from cachefs.vfs.nodes import Caller, Node, Ownership
 from cachefs.vfs.open_files import Grant, OpenFiles
 from cachefs.vfs.open_images import ImageFile, LazyFile, LostFile, LostNode, NamelessNode
-from cachefs.vfs.patience import open_in_thread
 from cachefs.vfs.reader import Reader
 
 log = logging.getLogger(__name__)

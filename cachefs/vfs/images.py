@@ -31,6 +31,7 @@ from cachefs.sources import SourceImage
 from cachefs.vfs.expected import Expected
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import FLIGHT_FILES, ImageFiles
+from cachefs.vfs.in_threads import at_once_or, in_thread
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, Serials, join
 from cachefs.vfs.nodes import (
     MAX_TIMEOUT,
@@ -43,7 +44,6 @@ from cachefs.vfs.nodes import (
     OpenFile,
     Ownership,
 )
-from cachefs.vfs.patience import at_once_or, in_thread
 from cachefs.vfs.waiting import unless_interrupted
 
 NAME_TIMEOUT = 1.0

@@ -21,10 +21,10 @@ from cachefs.image import Digest
 from cachefs.sources import SourceImage
 from cachefs.vfs.holding import COMPLETE
 from cachefs.vfs.image_files import ImageFiles
+from cachefs.vfs.in_threads import at_once_or
 from cachefs.vfs.inodes import NodeKind, split
 from cachefs.vfs.nodes import NOBODY, OpenFile
 from cachefs.vfs.open_files import OpenFiles
-from cachefs.vfs.patience import at_once_or
 
 log = logging.getLogger(__name__)
 

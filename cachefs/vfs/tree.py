@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachefs.errors import IndexBusyError, StaleError
+from cachefs.vfs.in_threads import in_thread
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, split
 from cachefs.vfs.nodes import Caller, Node, OpenFile
-from cachefs.vfs.patience import in_thread
 
 
 def _never_forget(serial: int, lookups: int) -> None:

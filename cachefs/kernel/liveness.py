@@ -14,7 +14,7 @@ SECONDS: Final = 2.0
 """How long a living daemon may take to answer."""
 
 
-class Health(Enum):
+class Liveness(Enum):
     """What a mount answers to statvfs(3), which the kernel never answers from memory."""
 
     ANSWERS = "answers"
@@ -23,15 +23,15 @@ class Health(Enum):
     FAILS = "fails"
 
 
-def health(mountpoint: Path, seconds: float = SECONDS) -> Health:
+def look(mountpoint: Path, seconds: float = SECONDS) -> Liveness:
     """How the mount at *mountpoint* is."""
     status, _, error = _run(["stat", "--file-system", "--", str(mountpoint)], seconds)
     if status is None:
-        return Health.HANGS
+        return Liveness.HANGS
     if status == 0:
-        return Health.ANSWERS
+        return Liveness.ANSWERS
     dead = any(each in error for each in (b"not connected", b"abort", b"refused"))
-    return Health.DEAD if dead else Health.FAILS
+    return Liveness.DEAD if dead else Liveness.FAILS
 
 
 def read(path: Path, seconds: float = SECONDS) -> bytes | None:
