@@ -15,8 +15,9 @@ PATIENCE = 20.0
 @dataclass(eq=False)
 class FakeSource:
     """Images in memory. *gate* holds back what lies behind its first *free* bytes of a read, until
-    it is set; *errors* are raised one after another, *stats* and *reads* are what was asked,
-    *waiting* is how many stand at the gate."""
+    it is set; *errors* are raised one after another, *read_errors* by one read after another, where
+    None lets one pass; *stats* and *reads* are what was asked, *waiting* is how many stand at the
+    gate."""
 
     images: dict[str, bytes] = field(default_factory=dict)
     url: str = "fake:///"
@@ -27,12 +28,13 @@ class FakeSource:
     forgotten: list[str] = field(default_factory=list)
     reads: list[tuple[str, int, int]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
-    read_errors: list[Exception] = field(default_factory=list)
+    read_errors: list[Exception | None] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     answer: threading.Event = field(default_factory=threading.Event)
     free: int = 2**62
     sent: int = 0
     waiting: int = 0
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -62,15 +64,19 @@ class FakeSource:
 
     def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
         self.reads.append((image.image_id, start, stop))
-        if self.read_errors:
-            raise self.read_errors.pop(0)
+        error = self.read_errors.pop(0) if self.read_errors else None
+        if error is not None:
+            raise error
         data = self.images[image.image_id]
         for position in range(start, stop, MIB):
             if position - start >= self.free:
                 gate = self.gate
-                self.waiting += 1
+                with self.counting:
+                    self.waiting += 1
                 assert gate.wait(PATIENCE)
-                self.waiting -= 1
+                with self.counting:
+                    self.waiting -= 1
             piece = data[position : min(stop, position + MIB)]
-            self.sent += len(piece)
+            with self.counting:
+                self.sent += len(piece)
             yield piece
