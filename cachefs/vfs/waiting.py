@@ -24,23 +24,23 @@ T = TypeVar("T")
 
 
 class _Looks:
-    """Processes that wanted nothing just now: hundreds of threads of one may wait at once, and a
-    look takes as long as it has threads."""
+    """What the looks at processes found just now: hundreds of threads of one may wait at once, and
+    a look takes as long as it has threads."""
 
     def __init__(self) -> None:
-        self._quiet: dict[int, float] = {}
+        self._found: dict[int, tuple[float, bool]] = {}
 
     def wants_to_end(self, pid: int) -> bool:
         """As :func:`process_wants_to_end`, :data:`POLL` late at most."""
         now = time.monotonic()  # of all event loops alike
-        if now - self._quiet.get(pid, -POLL) < POLL:
-            return False
-        if process_wants_to_end(pid):
-            return True
-        if len(self._quiet) > _MOST_LOOKS:
-            self._quiet.clear()
-        self._quiet[pid] = now
-        return False
+        when, found = self._found.get(pid, (-POLL, False))
+        if now - when < POLL:
+            return found
+        if len(self._found) > _MOST_LOOKS:
+            self._found.clear()
+        found = process_wants_to_end(pid)
+        self._found[pid] = now, found
+        return found
 
 
 _looks = _Looks()
