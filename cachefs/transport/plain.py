@@ -4,8 +4,11 @@ Owns pyfuse3's session. For a user who may not mount, or a kernel without passth
 mount outlives its worker here. Knows nothing of messages.
 """
 
+import contextlib
 import functools
 import logging
+import signal
+from collections.abc import Iterator
 
 import pyfuse3
 import trio
@@ -21,6 +24,9 @@ from .notify import Notifier
 from .relay import TASKS, Gate, OpenGate, first_error
 
 log = logging.getLogger(__name__)
+
+STUCK = 0.5
+"""Seconds after which a read of the device is taken to be in vain, and interrupted."""
 
 
 class PlainTransport:
@@ -62,6 +68,7 @@ class PlainTransport:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._started, answered, task_status)
+                nursery.start_soon(_interrupt_reads_in_vain)
                 with self._scope:
                     await pyfuse3.main(1, TASKS)
                 unmount = self._draining
@@ -124,3 +131,28 @@ class PlainTransport:
         if options.default_permissions:
             words.add("default_permissions")
         return words
+
+
+async def _interrupt_reads_in_vain() -> None:
+    """Have whatever stops the event loop for :data:`STUCK` seconds interrupted, until cancelled.
+
+    pyfuse3 waits for the device to be readable and then reads it with the interpreter held. When
+    the request has been withdrawn in between (its caller was killed, and nobody had read it), that
+    read waits for the next one, which may not come: all of the process stands still. The device
+    cannot be made not to block, for pyfuse3 fails on EAGAIN; EINTR it takes for nothing.
+    """
+    with _alarm():
+        while True:
+            signal.setitimer(signal.ITIMER_REAL, STUCK, STUCK)
+            await trio.sleep(STUCK / 3)
+
+
+@contextlib.contextmanager
+def _alarm() -> Iterator[None]:
+    """SIGALRM does nothing but interrupt while the block runs, and no timer is left after it."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

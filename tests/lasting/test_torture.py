@@ -77,10 +77,6 @@ def test_the_check_of_the_harness_finds_orphans_and_too_many_bytes(tmp_path: Pat
     assert found[0] == "5 bytes are taken where 4 are allowed"
 
 
-@pytest.mark.skipif(
-    "CACHEFS_TORTURE" not in os.environ,
-    reason="until it has been without an error for an hour on the merged tree: CACHEFS_TORTURE=1",
-)
 @pytest.mark.timeout(LIMIT + 20)
 def test_a_minute_of_torture_finds_no_error() -> None:
     faulthandler.cancel_dump_traceback_later()  # it ends what lasts longer than most tests

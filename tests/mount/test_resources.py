@@ -4,13 +4,14 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from support.cachefs_mount import NGINX, Mounted
-from support.processes import failure, is_alive, wait_for
+from support.processes import failure, wait_for
 
 from .conftest import MakeMount
 
@@ -100,13 +101,16 @@ def test_control_answers_while_450_reads_wait_for_a_stalled_source(
     )
     (mount.origin.directory / "big").touch()
     os.truncate(mount.origin.directory / "big", 600 * MIB)
-    with mount.start_tool(sys.executable, "-c", READERS, mount.image("big")) as tool:
-        wait_for(lambda: reading(tool.process.pid) >= 450, "the reads to wait")
-        assert mount.record("incomplete/big")["size"] == 600 * MIB
-        assert mount.listed("queue") == []
-        assert mount.status()["fetching"] == 1
-        tool.process.kill()
-        wait_for(lambda: not is_alive(tool.process.pid), "the readers to be ended")
+    worker = mount.worker()
+    for _ in range(4):
+        with mount.start_tool(sys.executable, "-c", READERS, mount.image("big")) as tool:
+            wait_for(lambda pid=tool.process.pid: reading(pid) >= 450, "the reads to wait")
+            assert mount.record("incomplete/big")["size"] == 600 * MIB
+            assert mount.listed("queue") == []
+            assert mount.status()["fetching"] == 1
+            tool.process.kill()
+            assert tool.wait() == -signal.SIGKILL
+    assert mount.worker() == worker
 
 
 def reading(pid: int) -> int:
