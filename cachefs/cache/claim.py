@@ -16,9 +16,8 @@ from urllib.parse import quote
 
 from cachefs.cache.layout import Layout
 from cachefs.drivers.files import is_trusted
+from cachefs.drivers.index import SQLITE_ERRORS
 from cachefs.errors import CacheDirectoryError
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def _is_index(path: Path) -> bool:
             found = database.execute(
                 "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'cached_images'"
             ).fetchone()
-    except (OSError, sqlite3.Error):
+    except (OSError, *SQLITE_ERRORS):
         return False
     return found is not None
 

@@ -18,6 +18,7 @@ from cachefs.cache.layout import Layout
 from cachefs.cache.trust import read_trusted
 from cachefs.drivers import Driver
 from cachefs.drivers.files import is_trusted
+from cachefs.drivers.index import SQLITE_ERRORS
 from cachefs.errors import CacheFSError
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def take_over_hits(layout: Layout, driver: Driver) -> None:
                 driver.hit(image_id, when or entry.last_accessed, hits)
                 taken += 1
         layout.write_atomically(note, driver.name.encode())
-    except (CacheFSError, OSError, sqlite3.Error) as error:
+    except (CacheFSError, OSError, *SQLITE_ERRORS) as error:
         log.warning("cannot take over the hits that another driver keeps: %s", error)
     if taken:
         log.info("took over the hits of %d images, which another driver has kept", taken)

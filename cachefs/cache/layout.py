@@ -36,6 +36,7 @@ class Layout:
         self.beside_maps_dir = self.private_dir / "beside-maps"
         self.aside_dir = self.private_dir / "aside"
         self.lock_file = self.private_dir / "lock"
+        self._names = [str(path) for path in self.directories]
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -55,6 +56,10 @@ class Layout:
             self.invalid_dir,
             self.queue_dir,
         )
+
+    def is_whole(self) -> bool:
+        """Whether all of :attr:`directories` are there."""
+        return all(map(os.path.lexists, self._names))  # as strings: asked at every lock
 
     def image(self, image_id: str) -> Path:
         """The published image."""
@@ -147,8 +152,12 @@ def check_removable(path: Path) -> None:
 
 def files_in(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Name and stat of each regular file there, in no order; one that vanishes meanwhile is left
-    out."""
-    with os.scandir(directory) as listing:
+    out, and a directory that has been removed under us has none."""
+    try:
+        listing = os.scandir(directory)
+    except FileNotFoundError:
+        return
+    with listing:
         for item in listing:
             with contextlib.suppress(FileNotFoundError):
                 if item.is_file(follow_symlinks=False):

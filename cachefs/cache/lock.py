@@ -39,11 +39,18 @@ class DirectoryLock:
     already, and does not believe it has the lock before the old one is free or a ghost's still;
     and a process that gets the old one after that finds that the path names another."""
 
-    def __init__(self, path: Path, restore: Callable[[], None] | None = None) -> None:
-        """*restore* is called where the lock's directory has gone, and makes it anew."""
+    def __init__(
+        self,
+        path: Path,
+        restore: Callable[[], None] | None = None,
+        is_whole: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """*restore* makes the lock's directory anew. It is called where that has gone, and under
+        the lock where what it guards is not whole."""
         self._threads = threading.RLock()
         self._path = path
         self._restore = restore
+        self._is_whole = is_whole
         self._fd = open_lock(path)
         self._closed = False
         self._depth = 0
@@ -55,6 +62,7 @@ class DirectoryLock:
                 raise OSError(errno.EBADF, "the cache is closed")
             if self._depth == 0:
                 self._lock()
+                self._mend()
             self._depth += 1
         except BaseException:
             self._threads.release()
@@ -129,6 +137,16 @@ class DirectoryLock:
             os.close(self._fd)
             self._fd = -1
             self._fd = self._open()
+
+    def _mend(self) -> None:
+        """See to it that all is there that the lock guards."""
+        if self._restore is None or self._is_whole():
+            return
+        try:
+            self._restore()
+        except BaseException:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            raise
 
     def _open(self) -> int:
         try:

@@ -76,7 +76,9 @@ class Store:
         self._last_now = 0.0
         self._stamps = threading.Lock()
         self._room: list[Callable[[], None]] = []
-        self._lock = DirectoryLock(self._layout.lock_file, restore=self._restore)
+        self._lock = DirectoryLock(
+            self._layout.lock_file, restore=self._restore, is_whole=self._layout.is_whole
+        )
         try:
             with self._lock:
                 self._driver: Driver = open_driver(driver, cache_dir)
@@ -125,9 +127,10 @@ class Store:
         self._lock.close()
 
     def _restore(self) -> None:
-        """The directory has been removed under us: it is a cache again, and empty. Raises
-        CacheDirectoryError where something else has its place by now."""
-        log.error("%s was removed: making it anew", self._layout.base)
+        """The directory, or a part of it, has been removed under us: it is a cache again, and what
+        is missing is empty. Raises CacheDirectoryError where something else has its place by
+        now."""
+        log.error("%s was removed, or a part of it: making it anew", self._layout.base)
         claim(self._layout)
 
     def now(self) -> float:

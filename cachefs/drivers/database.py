@@ -9,7 +9,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +55,7 @@ class Database:
         self._made_anew = made_anew
         self._opened: Connections | None = None
         self._renewing = threading.RLock()
+        self._filler: int | None = None
         self._renewed = float("-inf")
         self._returning = float("inf")
         self._scratch: Path | None = None
@@ -83,10 +85,24 @@ class Database:
             opened.close()
 
     def connections(self) -> Connections:
-        """The open database. Raises DriverError where none is."""
+        """The open database. Waits while another thread fills a new one from the files. Raises
+        DriverError where none is."""
+        if self._is_being_filled:
+            with self._renewing:
+                pass
         if self._opened is None:
             raise DriverError(f"the index of {self._cache_dir} is not open")
         return self._opened
+
+    def connections_at_once(self) -> Connections:
+        """As :meth:`connections`; raises IndexBusyError where that would wait."""
+        if self._is_being_filled:
+            raise IndexBusyError(f"the index of {self._cache_dir} is being made anew")
+        return self.connections()
+
+    @property
+    def _is_being_filled(self) -> bool:
+        return self._filler not in {None, threading.get_ident()}
 
     def asked(self, work: Callable[[Index], T], *, patient: bool = False) -> T:
         """What *work* gives, or gives in a new database, where this one cannot be used. With
@@ -116,12 +132,13 @@ class Database:
                 return
             if opened.path == self._scratch:
                 raise why
-            if opened.is_there() or not opened.path.exists():
-                self._opened = self._make_anew(opened.path, why)
-            else:
-                self._opened = self._open()
-            opened.close()
-            self._made_anew()
+            with self._filling():
+                if opened.is_there() or not opened.path.exists():
+                    self._opened = self._make_anew(opened.path, why)
+                else:
+                    self._opened = self._open()
+                opened.close()
+                self._made_anew()
 
     def _return(self, opened: Connections) -> None:
         """Leave the temporary place, if the directory can hold a database again."""
@@ -130,15 +147,27 @@ class Database:
                 return
             self._returning = time.monotonic() + RETURN
             try:
-                self._opened = self._in_its_place()
+                found = self._in_its_place()
             except (CacheFSError, OSError) as error:
                 log.debug("no index can be in %s yet: %s", self._cache_dir, error)
                 return
-            opened.close()
-            place.remove_scratch(opened.path)
-            self._scratch = None
-            log.warning("the index of %s is in its place again", self._cache_dir)
-            self._made_anew()
+            with self._filling():
+                self._opened = found
+                opened.close()
+                place.remove_scratch(opened.path)
+                self._scratch = None
+                log.warning("the index of %s is in its place again", self._cache_dir)
+                self._made_anew()
+
+    @contextmanager
+    def _filling(self) -> Iterator[None]:
+        """Nobody asks the database before the block has filled it: an image that it does not know
+        yet would be taken for one that is not cached."""
+        before, self._filler = self._filler, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._filler = before
 
     def _in_its_place(self) -> Connections:
         try:

@@ -63,6 +63,10 @@ LRU_START = (float("-inf"), 0)
 """The position before every entry; after each, its (last_accessed, inode)."""
 
 
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What the sqlite3 module raises. SQLite's messages quote the database: where that is damaged, they
+cannot be decoded, and the module says just so."""
+
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _LOST = frozenset(
     {
@@ -74,10 +78,26 @@ _LOST = frozenset(
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_SCHEMA,
         sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_CONSTRAINT,  # we give no row that breaks one: an index and its table differ
+        sqlite3.SQLITE_MISMATCH,
     }
 )
 """Primary result codes (https://sqlite.org/rescode.html) of what another connection locks, and of
 what cannot be used as it is."""
+
+
+def is_undecodable(error: Exception) -> bool:
+    """Whether the sqlite3 module has failed to decode a text of the database: a damaged one."""
+    undecodable = isinstance(error, sqlite3.OperationalError) and str(error).startswith(
+        "Could not decode"
+    )
+    return undecodable or isinstance(error, UnicodeDecodeError)
+
+
+def one_line(said: object) -> str:
+    """What SQLite says, which may quote a schema, on one line."""
+    return " ".join(str(said).split())
 
 
 class Index:
@@ -146,7 +166,7 @@ class Index:
         self._acquire()
         try:
             return self._connection.execute(sql, tuple(values)).fetchall()
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._translate(error) from error
         finally:
             self.lock.release()
@@ -161,7 +181,7 @@ class Index:
         self._acquire()
         try:
             return self._connection.execute(sql, tuple(values)).rowcount
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._translate(error) from error
         finally:
             self.lock.release()
@@ -181,7 +201,7 @@ class Index:
         with self.lock, self._translated():
             try:
                 self._connection.executescript(f"BEGIN IMMEDIATE;{sql};COMMIT")
-            except sqlite3.Error:
+            except SQLITE_ERRORS:
                 self._roll_back()
                 raise
 
@@ -209,17 +229,19 @@ class Index:
 
     def _roll_back(self) -> None:
         # The error that brought us here is the one to tell; SQLite may have rolled back already.
-        with suppress(sqlite3.Error):
+        with suppress(*SQLITE_ERRORS):
             self._connection.rollback()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._translate(error) from error
 
-    def _translate(self, error: sqlite3.Error) -> CacheFSError:
+    def _translate(self, error: Exception) -> CacheFSError:
+        if is_undecodable(error):
+            return IndexLostError(f"index {self._path}: it has text that is none")
         code = getattr(error, "sqlite_errorcode", None)  # the sqlite3 module's own errors have none
         primary = None if code is None else code & 0xFF
         if primary == sqlite3.SQLITE_FULL:
@@ -229,4 +251,4 @@ class Index:
             kind = IndexBusyError
         elif primary in _LOST:
             kind = IndexLostError
-        return kind(f"index {self._path}: {error}")
+        return kind(f"index {self._path}: {one_line(error)}")

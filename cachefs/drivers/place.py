@@ -25,6 +25,7 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+from cachefs.drivers.index import SQLITE_ERRORS
 from cachefs.drivers.private import give_to_owner, private_dir
 from cachefs.errors import IndexLostError
 
@@ -219,7 +220,7 @@ def _fold(name: Path) -> bool:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.OperationalError:
         return False
-    except sqlite3.DatabaseError as error:
+    except SQLITE_ERRORS as error:
         raise IndexLostError(f"index {name}: {error}") from error
     return not any(_exists(path) for path in side_files(name))
 

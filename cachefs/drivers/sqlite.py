@@ -38,7 +38,7 @@ class SqliteDriver:
         self._cache_dir = cache_dir
         self._database = Database(cache_dir, self.reconcile, database)
         self._asked = self._database.asked
-        self.quick = SqliteQuick(self._database.connections)
+        self.quick = SqliteQuick(self._database.connections_at_once)
 
     def configure(self) -> None:
         """Open the database, and create or upgrade it; one that cannot be used is set aside, and a

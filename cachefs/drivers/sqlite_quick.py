@@ -4,19 +4,21 @@ Makes no database anew, which takes a while: what cannot be used is busy, and le
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from cachefs.drivers import tables
 from cachefs.drivers.base import Entry, Totals
 from cachefs.drivers.connections import Connections
 from cachefs.drivers.index import Index
-from cachefs.errors import IndexBusyError, IndexLostError
+from cachefs.errors import DriverError, IndexBusyError
 
 T = TypeVar("T")
 
 
 class SqliteQuick:
-    """See :class:`cachefs.drivers.base.QuickDriver`. *connections* gives the open database."""
+    """See :class:`cachefs.drivers.base.QuickDriver`. *connections* gives the open database, or
+    raises IndexBusyError."""
 
     def __init__(self, connections: Callable[[], Connections]) -> None:
         self._connections = connections
@@ -46,13 +48,19 @@ class SqliteQuick:
     @property
     def is_untidy(self) -> bool:
         """As the contract says."""
-        return self._connections().is_untidy
+        with suppress(IndexBusyError):
+            return self._connections().is_untidy
+        return False
 
     def _one(self, where: str, value: object) -> Entry | None:
         return self._asked(lambda index: tables.one(index, where, value))
 
     def _asked(self, work: Callable[[Index], T]) -> T:
+        connections = self._connections()
         try:
-            return work(self._connections().quick)
-        except IndexLostError as error:  # the driver itself makes a new one, which takes a while
+            return work(connections.quick)
+        except IndexBusyError:
+            raise
+        except DriverError as error:
+            # Lost, and the driver itself makes a new one, which takes a while; or closed for that.
             raise IndexBusyError(str(error)) from error

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cachefs.cache import Limits, Store
-from cachefs.errors import CacheDirectoryError
+from cachefs.cache.layout import Layout
+from cachefs.errors import CacheDirectoryError, CacheFSError
 from cachefs.units import Amount
 
 
@@ -62,4 +63,24 @@ def test_the_index_is_in_its_place_again(
     assert [entry.image_id for entry in store.entries()] == ["two"]
     assert (tmp_path / "cache" / "cache.db").read_bytes().startswith(b"SQLite format 3")
     assert "is in its place again" in caplog.text
+    store.close()
+
+
+@pytest.mark.parametrize("part", [str(path) for path in Layout(Path()).directories])
+def test_a_part_of_it_is_there_again_and_empty(tmp_path: Path, driver: str, part: str) -> None:
+    """As where it is being removed while it is made anew."""
+    store = Store(tmp_path / "cache", Limits(Amount(size=10_000)), driver=driver)
+    put(store, "one")
+    shutil.rmtree(tmp_path / "cache" / part)
+    assert store.queued_ids() == store.failed_ids() == store.to_be_pinned() == []
+    assert store.abandoned() == list(store.incomplete()) == []
+    assert store.enqueue("two")
+    assert store.set_priority("two", 5)
+    assert not store.pin_when_cached("three")
+    put(store, "four")
+    store.fail("two", CacheFSError("no"))
+    assert store.failed_ids() == ["two"]
+    assert {"one", "four"} == {entry.image_id for entry in store.entries()}
+    assert store.clean(0) == (1, 0)
+    assert Layout(tmp_path / "cache").is_whole()
     store.close()

@@ -7,7 +7,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -454,6 +456,33 @@ def test_a_damaged_index_is_an_event_loops_to_leave_to_a_thread(place_of_it: Pat
     with pytest.raises(IndexBusyError):
         driver.quick.get("a")
     assert driver.get("a") is not None
+    assert driver.quick.get("a") is not None
+    cache.close()
+
+
+def test_an_index_that_is_made_anew_is_asked_once_it_is_filled(place_of_it: Path) -> None:
+    """An image that it does not know yet would be taken for one that is not cached."""
+    cache = CacheDir(place_of_it, "sqlite")
+    driver = cache.open()
+    fill, filling, go_on = driver._database._made_anew, threading.Event(), threading.Event()
+
+    def held_up() -> None:
+        filling.set()
+        assert go_on.wait(10)
+        fill()
+
+    driver._database._made_anew = held_up
+    (place_of_it / ".cachefs/cache.db").unlink()
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(driver.get, "a")]
+        assert filling.wait(10)
+        answers.append(threads.submit(driver.get, "a"))
+        with pytest.raises(IndexBusyError):
+            driver.quick.get("a")
+        assert not driver.quick.is_untidy
+        assert not any(answer.done() for answer in answers)
+        go_on.set()
+        assert all(answer.result(10) is not None for answer in answers)
     assert driver.quick.get("a") is not None
     cache.close()
 
