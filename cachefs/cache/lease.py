@@ -4,14 +4,19 @@ A read lease (``F_SETLEASE``, fcntl(2)) is refused while any descriptor of the f
 writing. It is asked for and given back at once: a process that opens the file for writing in that
 moment waits for it, and no longer. Where a filesystem has no leases (FUSE, some of the network's),
 or the file is another user's, a recent write is the sign of life instead.
+
+Such a process may open for writing, and so empty, whatever stands at ``incomplete/ID``, also a file
+that gets its image's name at this moment (:func:`unwritten`).
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import signal
 import stat
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cachefs.cache.lock import is_held, is_left
@@ -19,6 +24,11 @@ from cachefs.cache.trust import FLAGS
 
 ALIVE = 300.0
 """Seconds for which a write counts as the sign of a living writer where there are no leases."""
+
+
+_FORKED = 0.1
+"""Seconds for which a writer may be a copy of our own descriptor, in a child of another thread that
+has not executed its program yet."""
 
 
 def is_being_written(path: Path) -> bool:
@@ -43,15 +53,55 @@ def has_writer(path: Path) -> bool:
     """Whether any descriptor of the file is open for writing. Raises OSError as open(2)."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
     try:
-        # The signal that a lease is wanted back would else be SIGIO, which ends a process.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            _lease(fd)
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 return True
             return os.fstat(fd).st_mtime > time.time() - ALIVE
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        _give_back(fd)
         return False
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def unwritten(fd: int) -> Iterator[Callable[[], bool]]:
+    """Nobody writes to the file, which *fd* has open for reading alone, while the block runs: who
+    opens it for writing waits. Whether nobody does so is what the yielded function tells. Raises
+    BlockingIOError where a descriptor is open for writing. Where there are no leases nothing is
+    known, and nobody waits."""
+    try:
+        _lease_alone(fd)
+    except BlockingIOError:
+        raise
+    except OSError:
+        yield lambda: True
+        return
+    try:
+        yield lambda: fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+    finally:
+        _give_back(fd)
+
+
+def _lease_alone(fd: int) -> None:
+    until = time.monotonic() + _FORKED
+    while True:
+        try:
+            _lease(fd)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_FORKED / 10)
+        else:
+            return
+
+
+def _lease(fd: int) -> None:
+    # The signal that a lease is wanted back would else be SIGIO, which ends a process.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
+def _give_back(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

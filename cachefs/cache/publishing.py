@@ -16,7 +16,8 @@ from cachefs.cache.checking import Checker
 from cachefs.cache.eviction import Eviction
 from cachefs.cache.incomplete import drop_partial
 from cachefs.cache.layout import Layout, sync_directory
-from cachefs.cache.lock import DirectoryLock, is_left, share
+from cachefs.cache.lease import unwritten
+from cachefs.cache.lock import DirectoryLock, is_left
 from cachefs.cache.partial import Version
 from cachefs.cache.transaction import (
     Transaction,
@@ -137,8 +138,8 @@ class Publishing:
             return size
 
     def publish(self, entry: Entry, path: Path, fd: int) -> Entry:
-        """Record a synced, verified file and rename it into place. The file's owner shares it from
-        here on.
+        """Record a synced, verified file and rename it into place. Its owner shares it already, and
+        has it open for reading alone.
 
         Where another writer was faster, its publication stays, and is the answer. Where something
         stands in the image's place that is not the cache's, that stays, too: the image is not
@@ -147,32 +148,52 @@ class Publishing:
             other = self._checker.mend(entry.image_id)
             if other is not None:
                 if is_at(fd, path):
-                    path.unlink()
+                    with contextlib.suppress(BlockingIOError), unwritten(fd):
+                        path.unlink()
                 self._wanted.forget(entry.image_id)
                 return other
-            if not is_at(fd, path) or os.fstat(fd).st_size != entry.size:
+            if not is_at(fd, path):
                 raise _taken_away(path.name)
             target = self._layout.image(entry.image_id)
             obstacle = what_stands_at(target)
             if obstacle is not None:
                 return self._give_up(entry, path, obstacle)
             wished = entry.image_id in self._wanted.pins
-            recorded = self._driver.put(replace(entry, pinned=True) if wished else entry, path)
-            share(fd)
             try:
-                path.rename(target)
+                entry = self._name(replace(entry, pinned=True) if wished else entry, path, fd)
             except OSError as error:
-                self._driver.remove(entry.image_id)
-                if is_other_kind(error):  # an immutable file, say
-                    return self._give_up(entry, path, f"cannot be cached: {target}: {error}")
-                raise
-            entry = recorded
+                if not is_other_kind(error):  # an immutable file, say
+                    raise
+                return self._give_up(entry, path, f"cannot be cached: {target}: {error}")
             self._wanted.forget(entry.image_id)
         sync_directory(self._layout.base)
         if wished:
             with self._lock:
                 self._wanted.apply_pins()
         return entry
+
+    def _name(self, entry: Entry, path: Path, fd: int) -> Entry:
+        """Record the file and give it its image's name; the record. Raises OSError as rename(2),
+        and ImageBusyError where another program has opened it for writing: then it has not got the
+        name, or has lost it again."""
+        target = self._layout.image(entry.image_id)
+        try:
+            with unwritten(fd) as is_unwritten:
+                if os.fstat(fd).st_size != entry.size:
+                    raise _taken_away(entry.image_id)
+                recorded = self._driver.put(entry, path)
+                try:
+                    if is_unwritten():
+                        path.rename(target)
+                        if is_unwritten():
+                            return recorded
+                        target.rename(path)
+                    raise _taken_away(entry.image_id)
+                except BaseException:
+                    self._driver.remove(entry.image_id)
+                    raise
+        except BlockingIOError:
+            raise _taken_away(entry.image_id) from None
 
     def reject(
         self, path: Path, error: CacheFSError, source: str | None, version: str | None = None

@@ -27,8 +27,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from cachefs.cache.lease import is_being_written
-from cachefs.cache.lock import own
+from cachefs.cache.lease import is_being_written, unwritten
+from cachefs.cache.lock import own, share
 from cachefs.cache.partial import PartialMap, Version
 from cachefs.cache.trust import FLAGS, entered, open_trusted, remove
 from cachefs.drivers import Entry, describe
@@ -137,8 +137,9 @@ class Transaction:
         and becomes the file's; None where the source tells none. *private* says that others may not
         read it at the source.
 
-        Returns the record. After an error the transaction is still open, and nothing is published
-        (but for an fsync of the directory that failed: then it is, perhaps not durably). Raises
+        Returns the record. After an error the transaction is still open, though nothing more can be
+        written, and nothing is published (but for an fsync of the directory that failed: then it
+        is, perhaps not durably). Raises
         SourceError when fewer bytes were appended than promised, ImageBusyError when
         another process has taken the file away.
         """
@@ -167,6 +168,7 @@ class Transaction:
         )
         describe(self.fd, entry)
         os.fsync(self.fd)
+        self._stop_writing()
         entry = self._owner.publish(entry, self.path, self.fd)
         self._remove_map()
         self._close()
@@ -177,8 +179,7 @@ class Transaction:
         if self._open:
             try:
                 self._remove_map()
-                # Taken away or emptied, it is another writer's now.
-                if is_at(self.fd, self.path) and not self._is_emptied():
+                if not self._is_anothers():
                     self.path.unlink()
             finally:
                 self._close()
@@ -196,12 +197,27 @@ class Transaction:
         self, error: CacheFSError, source: str | None = None, version: str | None = None
     ) -> None:
         """Put the bytes under ``invalid/`` with *error* as the reason; *version* is the caller's
-        name for them. After an OSError the transaction is still open."""
+        name for them. Where another program writes to the file by now, they are its own. After an
+        OSError the transaction is still open."""
         if self.size is None:
             self._shorten(self._written)
-        self._owner.reject(self.path, error, source, version)
+        if not self._is_anothers():
+            self._owner.reject(self.path, error, source, version)
         self._remove_map()
         self._close()
+
+    def _is_anothers(self) -> bool:
+        """Whether the file, or its name, is another writer's by now. A Glance gives the image's
+        name to whatever stands at ``incomplete/ID`` when it has written all: so what it writes to
+        stays there, and no file of ours comes in its place."""
+        if not is_at(self.fd, self.path) or self._is_emptied():
+            return True
+        self._stop_writing()
+        try:
+            with unwritten(self.fd):
+                return False
+        except BlockingIOError:
+            return True
 
     def _check_length(self) -> None:
         """Raise ImageBusyError where another program, a Glance say, has opened our file for writing
@@ -213,8 +229,20 @@ class Transaction:
 
     def _shorten(self, size: int) -> None:
         """Give back what was reserved ahead."""
-        self._reserved = size
-        os.ftruncate(self.fd, size)
+        if self._reserved != size:
+            self._reserved = size
+            os.ftruncate(self.fd, size)
+
+    def _stop_writing(self) -> None:
+        """Have the file open for reading alone, and share its lock: as long as we could write, no
+        lease would tell whether anybody else can."""
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            share(self.fd)
+            share(fd)
+            os.dup2(fd, self.fd, inheritable=False)
+        finally:
+            os.close(fd)
 
     def _is_emptied(self) -> bool:
         return os.fstat(self.fd).st_size < self._reserved

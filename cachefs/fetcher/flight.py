@@ -30,6 +30,7 @@ from cachefs.drivers import Entry
 from cachefs.errors import (
     CacheFSError,
     ChecksumError,
+    ImageBusyError,
     ImageTooLargeError,
     NoRoomError,
     SourceError,
@@ -169,6 +170,8 @@ class Flight:
         while not self.has(start, stop):
             if self.error is not None:
                 raise without_traceback(self.error)
+            if self.finished.is_set():
+                raise CacheFSError(f"another program has emptied image {self.image.image_id!r}")
             if self.fd >= 0 and self._transfer.map.demand(start, stop):
                 self._transfer.idle.unpark_all()
             await self._transfer.changed.park()
@@ -185,6 +188,7 @@ class Flight:
             and self.fd >= 0
             and chunks.covers(start, stop)
             and (self._verified or not chunks.completes(start, stop))
+            and os.fstat(self.fd).st_size >= self.image.size  # else another program's by now
         )
 
     @property
@@ -443,7 +447,7 @@ def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:
     while start < stop:
         count = os.preadv(fd, [buffer[: stop - start]], start)
         if not count:
-            raise OSError(errno.EIO, "the incomplete file has been shortened by another process")
+            raise ImageBusyError("another program has emptied the incomplete file")
         hasher.update(buffer[:count])
         start += count
 

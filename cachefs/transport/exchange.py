@@ -196,7 +196,8 @@ class Exchange:
         """Answer a READ from the file's page cache; False where pyfuse3 has to.
 
         A read that got less than it asked for, and not because the file ends, is not an answer: the
-        kernel takes a short answer for the end of the file (``fuse_short_read``).
+        kernel takes a short answer for the end of the file (``fuse_short_read``). Nor is it where
+        the file is no longer the one to read, as it is not when another program has emptied it.
         """
         fh, offset, size = wire.read_in(message)
         fd = self._backing.read_fd(fh, offset, offset + size)
@@ -204,12 +205,12 @@ class Exchange:
             return False
         try:
             got = os.preadv(fd, [self._data[:size]], offset, os.RWF_NOWAIT)
-            if (
-                got < size
-                and offset + got != os.fstat(fd).st_size
-                and (got or offset < os.fstat(fd).st_size)
-            ):
-                return False
+            if got < size:
+                length = os.fstat(fd).st_size
+                if offset + got != length and (got or offset < length):
+                    return False
+                if self._backing.read_fd(fh, offset, offset + size) != fd:
+                    return False
         except OSError:
             return False  # EAGAIN: not in memory; others: pyfuse3 will say what is wrong
         length = wire.OUT_HEADER_SIZE + got

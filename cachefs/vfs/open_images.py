@@ -5,13 +5,14 @@ the files among it, is their maker's: :mod:`cachefs.vfs.image_files`, which hear
 close."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from cachefs.cache import OpenImage
 from cachefs.errors import CacheFSError, ReadOnlyError, StaleError
 from cachefs.fetcher import Flight
 from cachefs.vfs.inodes import split
 from cachefs.vfs.nodes import Attributes, Caller, Node, OpenFile, Ownership
-from cachefs.vfs.reader import Reader
+from cachefs.vfs.reader import Reader, ShortFileError
 from cachefs.vfs.waiting import unless_interrupted
 
 
@@ -75,11 +76,13 @@ class LazyFile(OpenFile):
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         flight, stop = self.flight, offset + size
-        # Asked again after the wait: the fetch may have started over, in a file full of holes. What
-        # it has given up stays open, so the read may go on with the descriptor that it began with.
-        while (fd := self.read_fd(offset, stop)) is None:
-            await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
-        return await self._reader.read(fd, offset, size, self.size)
+        while True:
+            # Asked again after the wait: the fetch may have started over, in a file full of holes.
+            # What it has given up stays open, and another program may have made it shorter.
+            while (fd := self.read_fd(offset, stop)) is None:
+                await unless_interrupted(self._pid, lambda: flight.wait(offset, stop))
+            with suppress(ShortFileError):
+                return await self._reader.read(fd, offset, size, self.size)
 
     def close(self) -> None:
         self.flight.drop_reader()  # first: what is told of the close may look for room

@@ -10,12 +10,18 @@ import os
 
 import trio
 
+from cachefs.errors import CacheFSError
+
 BUFFER = 2**20
 """Bytes of the shared buffer: the most that the kernel asks for in one read (FUSE_MAX_MAX_PAGES is
 256 pages in ``fs/fuse/fuse_i.h``)."""
 
 MAX_READS = 16
 """Reads that may wait for the disk at once, each in a thread."""
+
+
+class ShortFileError(CacheFSError):
+    """Another program has made a file shorter than its image."""
 
 
 class Reader:
@@ -28,14 +34,18 @@ class Reader:
     async def read(self, fd: int, offset: int, size: int, end: int) -> memoryview | bytes:
         """The bytes [*offset*, *offset* + *size*) of a file of *end* bytes.
 
-        Consume the result before awaiting anything. Raises OSError as read(2).
+        Consume the result before awaiting anything. Raises OSError as read(2), ShortFileError where
+        the file has become shorter: to its reader that would be the end.
         """
         size = max(0, min(size, end - offset))
         if size <= BUFFER:
             count = self._read_now(fd, offset, size)
             if count == size:
                 return self._view[:count]
-        return await trio.to_thread.run_sync(os.pread, fd, size, offset, limiter=self._limiter)
+        data = await trio.to_thread.run_sync(os.pread, fd, size, offset, limiter=self._limiter)
+        if len(data) < size:
+            raise ShortFileError(f"the file ends before byte {offset + size} of {end}")
+        return data
 
     def _read_now(self, fd: int, offset: int, size: int) -> int:
         """How many bytes came without waiting for the disk (``RWF_NOWAIT``, preadv2(2))."""

@@ -6,16 +6,18 @@ rename."""
 
 import fcntl
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 from support.place import Place, content, ids, put, read
+from support.processes import wait_for
 
 from cachefs.cache import Store, Version, lease
-from cachefs.errors import ImageBusyError, NoRoomError
+from cachefs.errors import ChecksumError, ImageBusyError, NoRoomError
 
 SIZE = 1000
 THEIRS = content("theirs", SIZE)
@@ -154,6 +156,77 @@ def test_a_writer_whose_file_was_emptied_publishes_nothing(place: Place) -> None
             with pytest.raises(ImageBusyError):
                 transaction.commit()
         assert not store.is_cached("a")
+
+
+def test_what_another_has_open_for_writing_is_not_published(place: Place) -> None:
+    """However long it is: at this moment it may be emptied."""
+    with opened(place) as store, store.begin("a", SIZE, VERSION) as transaction:
+        transaction.write(OURS)
+        with (place.path / "incomplete" / "a").open("r+b"), pytest.raises(ImageBusyError):
+            transaction.commit()
+        assert not store.is_cached("a")
+        assert transaction.commit().size == SIZE
+    assert read(place.cache(), "a") == OURS
+
+
+@pytest.mark.parametrize("end", ["abort", "reject"])
+def test_what_another_writes_to_keeps_its_name(place: Place, end: str) -> None:
+    """Else it would publish what we begin to write there next."""
+    with opened(place) as store:
+        transaction = store.begin("a", SIZE, VERSION)
+        transaction.write(OURS)
+        with (place.path / "incomplete" / "a").open("r+b") as file:
+            file.write(THEIRS[:100])
+            transaction.abort() if end == "abort" else transaction.reject(ChecksumError("wrong"))
+            with pytest.raises(ImageBusyError):
+                store.begin("a", SIZE, VERSION)
+            write(store, beside=True)
+            store.evict("a")
+            with store.begin("a", SIZE, VERSION, beside=True):
+                finish(place, file)
+            assert store.is_cached("a")
+            assert read(place.cache(), "a") == THEIRS
+
+
+@pytest.mark.parametrize("step", ["put", "rename"])
+def test_what_another_opens_while_it_is_published_is_not(
+    place: Place, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It waits in open(2), by the name that the file had, and empties the file then."""
+    opening: list[threading.Thread] = []
+
+    def empty(fd: int) -> None:
+        os.close(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC))
+
+    def stepped(original: Callable[..., object], fd: int) -> Callable[..., object]:
+        def run(*values: object) -> object:
+            result = original(*values)
+            if opening:  # the name is given back
+                return result
+            opening.append(threading.Thread(target=empty, args=(fd,)))
+            opening[0].start()
+            wait_for(lambda: is_waiting(opening[0].native_id), "the open to wait")
+            return result
+
+        return run
+
+    with opened(place) as store, store.begin("a", SIZE, VERSION) as transaction:
+        transaction.write(OURS)
+        owner, name = (store._driver, "put") if step == "put" else (Path, "rename")
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, stepped(getattr(owner, name), transaction.fd))
+            with pytest.raises(ImageBusyError):
+                transaction.commit()
+        opening[0].join(10)
+        assert not store.is_cached("a")
+        assert not (place.path / "a").exists()
+        assert (place.path / "incomplete" / "a").stat().st_size == 0
+        assert list(store.entries()) == []
+
+
+def is_waiting(thread: int | None) -> bool:
+    """Whether a thread of this process is in openat(2)."""
+    return Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0] == "257"
 
 
 def test_a_library_writer_whose_file_was_emptied_passes_its_image_through(place: Place) -> None:

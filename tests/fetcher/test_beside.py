@@ -99,6 +99,7 @@ async def test_a_reader_reads_on_when_another_program_empties_our_file(
         flight.add_reader()
         await read(flight, 0, MIB)
         with glance(store.cache_dir) as other:
+            assert not flight.has(0, MIB)
             held.gate.set()
             await flight.finished.wait()
             assert flight.error is None
