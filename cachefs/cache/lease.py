@@ -5,6 +5,10 @@ writing. It is asked for and given back at once: a process that opens the file f
 moment waits for it, and no longer. Where a filesystem has no leases (FUSE, some of the network's),
 or the file is another user's, a recent write is the sign of life instead.
 
+It closes the file before it renames it, and waits for its database in between: then it publishes
+whatever stands there. So nothing of ours is put in the place of what it has just written
+(:func:`is_just_closed`).
+
 Such a process may open for writing, and so empty, whatever stands at ``incomplete/ID``, also a file
 that gets its image's name at this moment (:func:`unwritten`).
 """
@@ -25,6 +29,12 @@ from cachefs.cache.trust import FLAGS
 ALIVE = 300.0
 """Seconds for which a write counts as the sign of a living writer where there are no leases."""
 
+
+CLOSING = 5.0
+"""Seconds after its last write for which another program's file may be about to be renamed."""
+
+MARK = "user.cachefs.incomplete"
+"""The extended attribute of a file that a transaction of ours has made."""
 
 _FORKED = 0.1
 """Seconds for which a writer may be a copy of our own descriptor, in a child of another thread that
@@ -47,6 +57,34 @@ def is_being_written(path: Path) -> bool:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # another kind of file since the look at it
             return False
         raise
+
+
+def mark(fd: int) -> None:
+    """The file is a transaction's of ours."""
+    with contextlib.suppress(OSError):  # no user attributes: what is not written is nobody's
+        os.setxattr(fd, MARK, b"1")
+
+
+def unmark(fd: int) -> None:
+    """The file is another program's, or is published."""
+    with contextlib.suppress(OSError):
+        os.removexattr(fd, MARK)
+
+
+def is_just_closed(path: Path) -> bool:
+    """Whether the file may be one that another program has closed and is about to rename: not of
+    ours, whose writers hold a lock until it has its name, and written a moment ago. False where a
+    mark could not be told."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:  # empty: it has no mark yet
+            return False
+        if not 0 <= time.time() - status.st_mtime < CLOSING:
+            return False
+        os.getxattr(path, MARK, follow_symlinks=False)
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    return False
 
 
 def has_writer(path: Path) -> bool:

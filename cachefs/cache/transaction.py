@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from cachefs.cache.lease import is_being_written, unwritten
+from cachefs.cache.lease import is_being_written, is_just_closed, mark, unmark, unwritten
 from cachefs.cache.lock import own, share
 from cachefs.cache.partial import PartialMap, Version
 from cachefs.cache.trust import FLAGS, entered, open_trusted, remove
@@ -170,6 +170,7 @@ class Transaction:
         os.fsync(self.fd)
         self._stop_writing()
         entry = self._owner.publish(entry, self.path, self.fd)
+        unmark(self.fd)
         self._remove_map()
         self._close()
         return entry
@@ -210,14 +211,12 @@ class Transaction:
         """Whether the file, or its name, is another writer's by now. A Glance gives the image's
         name to whatever stands at ``incomplete/ID`` when it has written all: so what it writes to
         stays there, and no file of ours comes in its place."""
-        if not is_at(self.fd, self.path) or self._is_emptied():
-            return True
-        self._stop_writing()
-        try:
-            with unwritten(self.fd):
+        if is_at(self.fd, self.path) and not self._is_emptied():
+            self._stop_writing()
+            with contextlib.suppress(BlockingIOError), unwritten(self.fd):
                 return False
-        except BlockingIOError:
-            return True
+        unmark(self.fd)
+        return True
 
     def _check_length(self) -> None:
         """Raise ImageBusyError where another program, a Glance say, has opened our file for writing
@@ -308,9 +307,10 @@ def open_incomplete(path: Path, map_path: Path, *, keep: bool = False) -> int:
                     path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640, dir_fd=within
                 )
             _own(fd, path)
+            mark(fd)
             remove(map_path)  # of bytes that another program has removed
             return fd
-        if is_being_written(path):
+        if is_being_written(path) or is_just_closed(path):
             raise _busy(path)
         try:
             fd = open_trusted(path, os.O_RDWR)

@@ -24,7 +24,7 @@ async def despite_others(
     """The record that *fetch* returns, started over where another program was in its way.
 
     *start_over* makes everything ready for another try. An image that another program has cached
-    before the first byte (*has_begun*) is not fetched: raises ImageExistsError. Raises
+    before the first byte (not *has_begun*) is not fetched: raises ImageExistsError. Raises
     ImageBusyError where nobody reads, else as *fetch*."""
     for _ in range(TRIES):
         try:

@@ -108,6 +108,7 @@ class Flight:
         self._verified = image.digest is None
         self._readers = 0
         self._ahead = False
+        self._insists = False
         self._store = store
         self._settings = settings
         self._traffic = traffic
@@ -150,6 +151,11 @@ class Flight:
         wanted = self._settings.keep or self._store.quick.is_queued(self.image.image_id)
         if self._readers == 0 and not wanted and not self.finished.is_set():
             self.cancel(CacheFSError(f"nobody reads {self.image.image_id!r} any more"))
+
+    def insist(self) -> None:
+        """Fetch the image although another program caches it first: the kernel is about to open
+        this fetch, and could not be sent on to what is cached."""
+        self._insists = True
 
     def count_hit(self) -> None:
         """The image was opened once more; recorded when it is published."""
@@ -231,7 +237,7 @@ class Flight:
                 entry = await despite_others(
                     self._run,
                     is_read=lambda: self._readers > 0,
-                    has_begun=self.begun.is_set,
+                    has_begun=self._goes_on,
                     start_over=self._start_over,
                 )
         except CacheFSError as error:
@@ -312,8 +318,11 @@ class Flight:
             image.size,
             version,
             beside=self._readers > 0,  # one number: see the documents' "who owns which state"
-            although_cached=self.begun.is_set(),
+            although_cached=self._goes_on(),
         )
+
+    def _goes_on(self) -> bool:
+        return self.begun.is_set() or self._insists
 
     def _start_over(self) -> None:
         """Another program has our file: fetch into another one. Readers may be reading from the old

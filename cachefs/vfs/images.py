@@ -189,6 +189,7 @@ class Images(Directory):
         except StaleError:
             node = self._known(node.image.image_id) or node
             flight = self._flight(node)
+        flight.insist()
         flight.add_reader()
         self.expected.keep(flight.drop_reader)
         return node

@@ -7,6 +7,7 @@ rename."""
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,8 +94,27 @@ def test_a_writer_that_is_gone_does_not_block_its_image(place: Place) -> None:
     with opened(place) as store:
         with glance(place):
             pass
+        age(place)
         write(store, beside=False)
     assert read(place.cache(), "a") == OURS
+
+
+def test_what_glance_has_just_closed_it_renames_in_a_moment(place: Place) -> None:
+    """What we put in its place meanwhile it would publish."""
+    with opened(place) as store, glance(place, data=THEIRS) as file:
+        file.close()
+        for _ in range(2):
+            with pytest.raises(ImageBusyError):
+                store.begin("a", SIZE, VERSION)
+            with store.begin("a", SIZE, VERSION, beside=True):
+                pass
+        (place.path / "incomplete" / "a").rename(place.path / "a")
+        assert read(place.cache(), "a") == THEIRS
+
+
+def age(place: Place, image_id: str = "a") -> None:
+    """Glance has written it some time ago."""
+    os.utime(place.path / "incomplete" / image_id, (0, time.time() - 2 * lease.CLOSING))
 
 
 def test_a_map_of_ours_does_not_make_another_programs_file_ours(place: Place) -> None:

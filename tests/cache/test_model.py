@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hypothesis.stateful import (
 )
 from support.place import Place, content
 
-from cachefs.cache import Held, Layout
+from cachefs.cache import Held, Layout, lease
 from cachefs.drivers import DRIVERS
 from cachefs.errors import ChecksumError, ImageNotFoundError
 
@@ -156,7 +157,9 @@ class Machine(RuleBasedStateMachine):
     @rule(image_id=IDS, size=SIZES)
     def find_abandoned(self, image_id: str, size: int) -> None:
         if image_id not in self.images:
-            (self.place.path / "incomplete" / image_id).write_bytes(bytes(size))
+            path = self.place.path / "incomplete" / image_id
+            path.write_bytes(bytes(size))
+            os.utime(path, (0, time.time() - 2 * lease.CLOSING))  # its writer is gone
             self.abandoned[image_id] = size
 
     @rule(image_id=IDS, size=SIZES, limit=LIMITS)

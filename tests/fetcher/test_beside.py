@@ -109,6 +109,25 @@ async def test_a_reader_reads_on_when_another_program_empties_our_file(
     assert cached(store) == DATA
 
 
+async def test_a_fetch_that_is_about_to_be_opened_goes_on_though_another_was_faster(
+    running: Running, held: FakeSource, store: Store
+) -> None:
+    async with running(held) as fetcher:
+        image = await fetcher.stat("img")
+        with glance(store.cache_dir) as other:
+            publish(store.cache_dir, other)
+        assert store.is_cached("img")
+        flight = fetcher.start(image)
+        flight.insist()
+        flight.add_reader()
+        held.gate.set()
+        assert await read(flight, 0, len(DATA)) == DATA
+        await flight.finished.wait()
+        assert flight.error is None
+        flight.drop_reader()
+    assert cached(store) == DATA
+
+
 async def test_what_is_only_queued_waits_for_the_other_program(
     running: Running, source: FakeSource, store: Store
 ) -> None:
