@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 _REMEMBERED_IDS = 4096
 """Image numbers whose ID is remembered: more than a node has in use."""
 
-FLIGHT_FILES = 6
-"""Descriptors of an image that is being fetched: its file, its map, connections to the source."""
+FLIGHT_FILES = 9
+"""Descriptors of an image that is being fetched: its file twice, its map, six connections."""
 
 _LEAVING = 4096
 """Evicted images' numbers that are remembered: more than can be opened while they are evicted."""

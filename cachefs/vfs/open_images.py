@@ -132,13 +132,13 @@ class NamelessNode(Node):
 
 class LostNode(Node):
     """An image that is open and lost (:class:`LostFile`). How long it was nobody knows, and to say
-    0 would make it an empty file to its readers: stale, it is looked up again by its name."""
+    0 would make it an empty file to its readers; stale is nothing to say to an fstat(2)."""
 
     def __init__(self, inode: int) -> None:
         self._number = split(inode)[1]
 
     def attributes(self) -> Attributes:
-        raise StaleError(f"image number {self._number} was lost, with the worker or before")
+        raise CacheFSError(f"image number {self._number} was lost, with the worker or before")
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
         raise StaleError(f"image number {self._number} was lost")

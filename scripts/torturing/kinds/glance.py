@@ -52,7 +52,10 @@ class Glance:
             ended = max(time.monotonic() + 5, min(deadline, time.monotonic() + 12))
             tolerate = ("ENOTCONN", "ECONNABORTED", "ENOENT") if "plain" in str(world.combo) else ()
             with (
-                world.readers(mount, images, ("open", "keep", "list"), tolerate=tolerate),
+                world.readers(mount, images, ("open", "keep"), tolerate=tolerate),
+                # What Glance removes while no worker runs is lost to who has it open, and for a
+                # moment to who asks for it by its name.
+                world.readers(mount, images, ("list",), tolerate=(*tolerate, "EIO")),
                 meanwhile(churn, world.figures, 0.1, name="load"),
             ):
                 while time.monotonic() < ended:
