@@ -118,6 +118,9 @@ class Filesystem:
         """Have *kernel* told of what the kernel should forget, from now on. Call it once, before
         :meth:`begin`."""
         self._kernel = kernel
+        self._images.names.connect(
+            lambda name, inode: kernel.invalidate_entry(IMAGES_INODE, name.encode(), inode)
+        )
         self._store.before_choosing(self._hits.write_if_free)
         self._store.on_evicting(self.image_files.hold)
         self._store.on_stayed(self.image_files.stayed)
@@ -160,16 +163,16 @@ class Filesystem:
         self._evictor.stall_time = settings.stall_time
 
     def _evicted(self, entry: Entry) -> None:
-        """In the evicting thread: the name is gone for the kernel at once."""
+        """In the evicting thread: the name is gone for the kernel, too."""
         inode = join(NodeKind.CACHED, entry.inode)
-        self._kernel.invalidate_entry(IMAGES_INODE, entry.image_id.encode(), inode)
+        self._images.names.changed(entry.image_id, inode)
 
     def _flight_ended(self, flight: Flight) -> None:
         """The name of the image that was being fetched means another node now, or none."""
         self.image_files.flight_ended(flight)
         for inode in self._images.flight_ended(flight):
             self._kernel.invalidate_inode(inode)
-        self._kernel.invalidate_entry(IMAGES_INODE, flight.image.image_id.encode())
+        self._images.names.changed(flight.image.image_id)
 
     async def _statfs(self) -> StatFS:
         def measure() -> StatFS:

@@ -7,8 +7,9 @@ state D. A worker that is killed meanwhile could not end, and would keep every d
 of its own from the next worker, which alone can give the answer. So they go through a pipe to
 :mod:`.notify_process`, which has the device and nothing else; who writes to the pipe can be killed.
 
-Owns the queue, the thread that fills the pipe and the process at its other end, which starts with
-the first notification, and again if it was killed; knows nothing of what the messages mean.
+Owns the queue, the thread that fills the pipe and the process at its other end, which takes a while
+to start: it is started before the first notification, and again if it was killed. Knows nothing of
+what the messages mean.
 """
 
 import logging
@@ -46,6 +47,10 @@ class Notifier:
         self._pipe = -1
         self._started = -_PAUSE
         self._closed = False
+
+    def start(self) -> None:
+        """Start the process. Does not wait for it."""
+        self.send(b"")  # of which nothing is written
 
     def send(self, message: bytes) -> None:
         """Have *message* written in turn. Never blocks. What the kernel says of it nobody hears:

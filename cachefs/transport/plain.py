@@ -88,6 +88,7 @@ class PlainTransport:
         had read, although the notifying process has the connection still."""
         for device in fuse_device.devices():
             self._notifier = Notifier(fuse_device.clone(device), None)
+            self._notifier.start()
             return
         log.error("libfuse's device is not to be found: evicted names are known for a while yet")
 

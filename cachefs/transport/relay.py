@@ -163,6 +163,7 @@ class RelayTransport:
                 await trio.to_thread.run_sync(
                     mounting.tune, self._mountpoint, self._read_ahead_kib, MAX_BACKGROUND
                 )
+                self._notifier.start()
                 self._gate.ready()
                 task_status.started()
                 await self._finished.wait()

@@ -33,6 +33,7 @@ from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import FLIGHT_FILES, ImageFiles
 from cachefs.vfs.in_threads import at_once_or, in_thread
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, Serials, join
+from cachefs.vfs.names import NAME_TIMEOUT, Names
 from cachefs.vfs.nodes import (
     MAX_TIMEOUT,
     Attributes,
@@ -45,10 +46,6 @@ from cachefs.vfs.nodes import (
     Ownership,
 )
 from cachefs.vfs.waiting import unless_interrupted
-
-NAME_TIMEOUT = 1.0
-"""Seconds for which the kernel believes a name: as long may go by until it is seen that another
-process evicted the image. What this daemon evicts it tells the kernel at once."""
 
 ANSWER_TIMEOUT = 5.0
 """Seconds for which the source's description of an image is believed without a fetch of it."""
@@ -147,6 +144,7 @@ class Images(Directory):
     ) -> None:
         self.ownership = ownership
         self.expected = Expected()
+        self.names = Names()
         self._store = store
         self._fetcher = fetcher
         self._serials = serials
@@ -171,7 +169,8 @@ class Images(Directory):
             raise ImageNotFoundError(f"image {image_id!r} is not cached")
         node = self._known(image_id)
         if node is None:
-            image = await unless_interrupted(caller.pid, lambda: self._fetcher.stat(image_id))
+            with self.names.looking():
+                image = await unless_interrupted(caller.pid, lambda: self._fetcher.stat(image_id))
             cached = await self._cached(image_id)
             if cached is not None:
                 return cached

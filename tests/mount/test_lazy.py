@@ -154,6 +154,32 @@ def test_other_images_are_served_while_one_stalls(make_mount: MakeMount) -> None
     mount.server.thaw()
 
 
+def test_an_eviction_does_not_stop_the_directory_while_a_look_up_waits(
+    make_mount: MakeMount,
+) -> None:
+    """Which would wait in the kernel for the directory, and all others behind it."""
+    mount = make_mount(source=NGINX)
+    names = [mount.origin.new()[0] for _ in range(3)]
+    mount.fetch(*names)
+    other, _ = mount.origin.new()
+    mount.expect("lookup: ")
+    mount.server.freeze()
+    with mount.start_tool("cat", mount.image(other)) as reader:
+        wait_for(lambda: is_opening(reader.process.pid), "the look-up to wait")
+        for name in names[1:]:
+            mount.remove(f"cached/{name}")
+        for _ in range(3):
+            listed = mount.run("ls", str(mount.images), timeout=5).stdout.split()
+            assert listed == [names[0].encode()]
+    mount.server.thaw()
+
+
+def is_opening(pid: int) -> bool:
+    """Whether the process waits in openat(2), system call 257 or 56."""
+    with open(f"/proc/{pid}/syscall") as file:
+        return file.read().split()[0] in ("257", "56")
+
+
 def test_the_daemon_ends_on_sigterm_while_a_reader_waits(make_mount: MakeMount) -> None:
     with misbehaving(stalling) as server:
         mount = make_mount(source=server.url)

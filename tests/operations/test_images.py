@@ -18,8 +18,9 @@ from cachefs.fetcher.answers import NEGATIVE_TTL
 from cachefs.image import RESERVED_NAMES
 from cachefs.sources import open_source
 from cachefs.units import to_ns
-from cachefs.vfs.images import ANSWER_TIMEOUT, NAME_TIMEOUT
+from cachefs.vfs.images import ANSWER_TIMEOUT
 from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE, NodeKind, join, split
+from cachefs.vfs.names import NAME_TIMEOUT
 
 from .conftest import DATA, Served, every_driver, refused
 
