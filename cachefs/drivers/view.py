@@ -19,7 +19,8 @@ from cachefs.drivers.files import find_image, scan_images
 from cachefs.drivers.index import COUNT, SCHEMA, Index
 from cachefs.drivers.inode_numbers import Numbers
 from cachefs.drivers.watch import DirectoryWatch
-from cachefs.errors import DriverError, IndexBusyError
+from cachefs.errors import DriverError, IndexBusyError, InvalidImageIDError
+from cachefs.image import check_image_id
 
 log = logging.getLogger(__name__)
 
@@ -197,9 +198,11 @@ class View:
         """Whether the file is another image's, and that one's still: a hard link, which can be no
         image of its own, since one file has one record."""
         named = attributes.read(self.path_of(image_id), file_record.IMAGE)
-        if named is None or named == image_id or "/" in named:
+        if named is None or named == image_id:
             return False
-        return self._is_same_file(image_id, named)
+        with suppress(InvalidImageIDError):  # anybody may have written it
+            return self._is_same_file(image_id, check_image_id(named))
+        return False
 
     def _is_same_file(self, one: str, other: str) -> bool:
         try:

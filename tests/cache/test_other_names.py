@@ -94,3 +94,15 @@ def test_a_hard_link_harms_no_image(path: Path, driver: str, when: str, name: st
             assert verified_as(store, "b") == DATA["b"]
             store.is_cached(name)
             assert {"a", "b"} <= {entry.image_id for entry in store.entries()}
+
+
+@pytest.mark.parametrize("named", ["\0", "a\0b", "../b", "x" * 300, ".", ""])
+def test_a_name_that_makes_no_sense_harms_no_image(path: Path, driver: str, named: str) -> None:
+    """Whoever may write to a file may write its attributes."""
+    os.setxattr(path / "a", "user.cachefs.image", named.encode())
+    with closing(open_store(path, driver)) as store:
+        assert store.is_cached("a")
+        assert {entry.image_id for entry in store.entries()} == {"a", "b"}
+        os.setxattr(path / "b", "user.cachefs.image", named.encode())
+        assert store.get("b") is not None
+        assert store.totals().images == 2
