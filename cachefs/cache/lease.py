@@ -5,8 +5,8 @@ writing. It is asked for and given back at once: a process that opens the file f
 moment waits for it, and no longer. Where a filesystem has no leases (FUSE, some of the network's),
 or the file is another user's, a recent write is the sign of life instead.
 
-It closes the file before it renames it, and waits for its database in between: then it publishes
-whatever stands there. So nothing of ours is put in the place of what it has just written
+A Glance closes the file before it renames it, and waits for its database in between: then it
+publishes whatever stands there. So nothing of ours is put in the place of what it has just written
 (:func:`is_just_closed`).
 
 Such a process may open for writing, and so empty, whatever stands at ``incomplete/ID``, also a file
@@ -28,7 +28,6 @@ from cachefs.cache.trust import FLAGS
 
 ALIVE = 300.0
 """Seconds for which a write counts as the sign of a living writer where there are no leases."""
-
 
 CLOSING = 5.0
 """Seconds after its last write for which another program's file may be about to be renamed."""
