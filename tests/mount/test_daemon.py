@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,14 @@ def test_a_dead_mount_is_taken_away_by_cachefs_umount(make_mount: MakeMount) -> 
 
 def test_the_descriptors_of_the_daemon_do_not_grow_with_use(make_mount: MakeMount) -> None:
     mount = make_mount()
-    pid = mount.status()["worker"]["pid"]  # type: ignore[index]
+    open_files = Path(f"/proc/{mount.status()['worker']['pid']}/fd")  # type: ignore[index]
+
+    def of_removed() -> list[str]:
+        targets = []
+        for number in os.listdir(open_files):
+            with suppress(FileNotFoundError):  # closed since it was listed
+                targets.append(os.readlink(open_files / number))
+        return [target for target in targets if target.startswith(f"{mount.cache_dir}/image-")]
 
     def use() -> int:
         for _ in range(20):
@@ -160,7 +168,9 @@ def test_the_descriptors_of_the_daemon_do_not_grow_with_use(make_mount: MakeMoun
             mount.wait_listed("cached", name)
             mount.cat(name)
             mount.remove(f"cached/{name}")
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        # What the kernel may be about to open once more is kept for a second.
+        wait_for(lambda: not of_removed(), "the files of removed images to be closed")
+        return len(os.listdir(open_files))
 
     assert use() + 3 >= use()
 
