@@ -69,8 +69,10 @@ class WorkerProcess:
         """Whether the main thread is gone although the process is not (proc(5), stat)."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text("ascii", "replace")
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return True
+        except OSError:  # EMFILE, say: that is our trouble, and no word about the worker
+            return False
         return stat.rpartition(")")[2].split()[0] in "ZX"
 
     def close(self) -> None:
