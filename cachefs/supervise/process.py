@@ -1,17 +1,57 @@
 """A worker process, as its supervisor sees it.
 
-Owns the process, our end of its socket, and what it has said and when; judges nothing. Imports
-neither pyfuse3 nor trio.
+Owns how it is started, the process, our end of its socket, and what it has said and when; judges
+nothing. Imports neither pyfuse3 nor trio.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
+
+from cachefs.supervise.protocol import ENVIRONMENT, Inheritance
+
+_KILL_GRACE: Final = 1.0  # seconds
 
 log = logging.getLogger(__name__)
+
+
+def spawn(command: Sequence[str], inheritance: Inheritance, now: float) -> "WorkerProcess":
+    """Start *command* as a worker that inherits *inheritance*, in which *control* is filled in
+    here. *now* is the supervisor's clock, in seconds.
+
+    Raises :class:`OSError` when it cannot be started; then neither a descriptor nor a process is
+    left of it."""
+    with contextlib.ExitStack() as undo:
+        ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.enter_context(ours)
+        with workers:
+            ours.setblocking(False)
+            inheritance = replace(inheritance, control=workers.fileno())
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, ENVIRONMENT: inheritance.to_text()},
+                pass_fds=inheritance.descriptors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        undo.callback(_end, process)
+        worker = WorkerProcess(process, ours, now)
+        undo.pop_all()
+    return worker
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill and reap it; one that waits in the kernel is left to the next Popen, which reaps it."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_KILL_GRACE)
 
 
 class WorkerProcess:

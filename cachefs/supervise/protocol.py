@@ -35,15 +35,16 @@ TOLD_WHY: Final = 78  # EX_CONFIG of sysexits.h
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a worker is started with. *device* and *table* are -1 where the transport is plain;
-    *document* has what the composition root hands over (see :func:`seal`). *alive* and *claim* are
-    held and not used: the writing end of the pipe *lifeline*, which hangs up when neither the
-    supervisor nor a worker is left, and what says that the cache directory is in use."""
+    """What a worker is started with. *control* is -1 until then; *device* and *table* are -1 where
+    the transport is plain; *document* has what the composition root hands over (see :func:`seal`).
+    *alive* and *claim* are held and not used: the writing end of the pipe *lifeline*, which hangs
+    up when neither the supervisor nor a worker is left, and what says that the cache directory is
+    in use."""
 
     info: TransportInfo
     mountpoint: str
     options: MountOptions
-    control: int
+    control: int = -1
     device: int = -1
     table: int = -1
     document: int = -1

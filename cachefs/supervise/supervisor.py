@@ -23,6 +23,8 @@ A worker's life::
   drains and exits, and the second gets GO. INVARIANT: never do two workers have their turn at once:
   GO is sent when the other is gone. If the second dies or does not report in ``start_timeout``, the
   first goes on and nothing else happens. Asked for while a worker is starting, it waits for that.
+- **Cannot be started** (no process or descriptor is left, or an upgrade is just replacing the
+  interpreter): a death, though no crash; of an upgrade's second, as if that had died.
 - **Unmounted**: the device polls POLLERR; the worker sees ENODEV, says so and exits; so do we.
 
 INVARIANT: a killed worker is replaced even if it cannot be reaped: one of its threads may wait in
@@ -39,8 +41,6 @@ import logging
 import os
 import select
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,10 +49,9 @@ from typing import Final
 from cachefs.kernel import device as fuse_device
 from cachefs.kernel import mountinfo, mounting
 from cachefs.kernel.mounting import MountOptions
-from cachefs.supervise.process import WorkerProcess
+from cachefs.supervise.process import WorkerProcess, spawn
 from cachefs.supervise.protocol import (
     DRAIN,
-    ENVIRONMENT,
     GO,
     READY,
     STANDBY,
@@ -69,6 +68,7 @@ from cachefs.transport.open_table import OpenTable
 log = logging.getLogger(__name__)
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_UPGRADE_FAILED: Final = "upgrade failed, %s; worker %d goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class Supervisor:
         handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_signal)
         try:
             self._mount()
-            self._start(turn=True)
+            self._current = self._start(turn=True)
             while not self._over:
                 self._wait()
                 self._check()
@@ -229,8 +229,7 @@ class Supervisor:
                 self._ghosts.remove(ghost)
                 ghost.close()
         if self._start_at is not None and now >= self._start_at:
-            self._start_at = None
-            self._start(turn=True)
+            self._restart(now)
         if self._upgrade_wanted and self._is_settled:
             self._on_upgrade()
 
@@ -289,13 +288,14 @@ class Supervisor:
         if worker is self._next:
             self._next = None
             if self._current is not None:
-                log.error("upgrade failed, %s; worker %d goes on", how, self._current.pid)
+                log.error(_UPGRADE_FAILED, how, self._current.pid)
                 return
         if worker is self._current:
             self._current = None
         if self._unmounted or self._stop_by is not None or worker.unmounted:
             return
         self.restarts += 1
+        self._end_row(worker, now)
         if self._next is not None:
             if self._next.standby:
                 self._hand_over()
@@ -308,16 +308,21 @@ class Supervisor:
         else:
             self._on_death(worker, how, now)
 
-    def _on_death(self, worker: WorkerProcess, how: str, now: float) -> None:
+    def _end_row(self, worker: WorkerProcess, now: float) -> None:
         alive_until = worker.heard if worker.silent else now
         if worker.ready_at is not None and alive_until - worker.ready_at >= self._timeouts.settled:
             self._deaths = self._crashes = 0
-        self._deaths += 1
+
+    def _on_death(self, worker: WorkerProcess, how: str, now: float) -> None:
         # A SIGKILL that is not ours is an operator's, and no fault of any request.
         self._crashes += worker.silent or worker.process.returncode != -signal.SIGKILL
         if not self._served and worker.process.returncode == TOLD_WHY:
             self.reason, self._told = how, True
             return
+        self._count_death(how, now)
+
+    def _count_death(self, how: str, now: float) -> None:
+        self._deaths += 1
         log.error("%s", how)
         if not self._served or self._deaths >= self._timeouts.give_up_after:
             self.reason = f"{self._deaths} workers died in a row, the last: {how}"
@@ -356,9 +361,13 @@ class Supervisor:
         elif self.info.mode == "plain":
             log.warning("plain transport cannot hand over: the mount is made anew")
             self._leave(self._current, DRAIN, self._clock())
-            mounting.unmount(self._mountpoint)
+            self._detach()
         else:
-            self._start(turn=False)
+            try:
+                self._next = self._start(turn=False)
+            except OSError as error:
+                how = f"a worker cannot be started: {error}"
+                log.error(_UPGRADE_FAILED, how, self._current.pid)
 
     def _on_stop(self) -> None:
         if self._stop_by is not None:
@@ -387,14 +396,11 @@ class Supervisor:
             self._device = fuse_device.open_device()
             mounting.mount(self._device, self._mountpoint, self._options)
 
-    def _start(self, *, turn: bool) -> None:
-        ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
+    def _start(self, *, turn: bool) -> WorkerProcess:
         inheritance = Inheritance(
             info=self.info,
             mountpoint=self._mountpoint,
             options=self._options,
-            control=workers.fileno(),
             device=self._device,
             table=self._table,
             document=self._document,
@@ -406,19 +412,14 @@ class Supervisor:
             quarantine=self._crashes >= self._timeouts.quarantine_after,
             beat_interval=self._timeouts.beat_interval,
         )
-        with workers:
-            process = subprocess.Popen(
-                self._command,
-                env={**os.environ, ENVIRONMENT: inheritance.to_text()},
-                pass_fds=inheritance.descriptors,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        worker = WorkerProcess(process, ours, self._clock())
-        if turn:
-            self._current = worker
-        else:
-            self._next = worker
+        return spawn(self._command, inheritance, self._clock())
+
+    def _restart(self, now: float) -> None:
+        self._start_at = None
+        try:
+            self._current = self._start(turn=True)
+        except OSError as error:
+            self._count_death(f"a worker cannot be started: {error}", now)
 
     def _abort(self) -> None:
         """Free the readers of a mount that nobody serves any more."""

@@ -5,10 +5,13 @@
 usage: python -m tests.support.supervise relay|plain SOURCE MOUNTPOINT [LIMIT=SECONDS]...
 Prints "ready" once the mount answers; logs to standard error. The file ``SOURCE/../command``, if it
 exists when a worker is started, replaces the program that serves (for upgrades that go wrong).
+``SOURCE/../python`` is what workers are started with: without it, none can be.
 """
 
 import logging
+import shlex
 import sys
+from pathlib import Path
 
 from cachefs.supervise.supervisor import Supervisor, Timeouts
 from cachefs.transport.base import TransportInfo
@@ -30,7 +33,10 @@ def main() -> int:
         "os.path.exists(c) and exec(open(c).read()); sys.argv[1:1] = ['worker']; "
         "from tests.support.smallfs import main; main()"
     )
-    command = [sys.executable, "-c", worker, source, mountpoint]
+    python = Path(source).parent / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    command = [str(python), "-c", worker, source, mountpoint]
     supervisor = Supervisor(
         command,
         mountpoint,
