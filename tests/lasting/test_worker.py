@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -246,6 +247,21 @@ def test_unmounting_after_a_kill_ends_both_processes(
     mount.wait_ended()
     wait_for(lambda: not is_alive(worker), "the worker to end")
     assert not is_alive(parent)
+    assert not mountinfo.is_mounted(mount.mountpoint)
+
+
+def test_unmounting_while_no_worker_can_be_started_ends_the_daemon(make_mount: MakeMount) -> None:
+    """The supervisor may open no more files than it has, so not start what is to come."""
+    mount = make_mount()
+    parent = supervisor(mount)
+    few = len(list(Path(f"/proc/{parent}/fd").iterdir())) - 2
+    _, most = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+    mount.expect(KILLED, "a worker cannot be started: .*Too many open files")
+    resource.prlimit(parent, resource.RLIMIT_NOFILE, (few, most))
+    os.kill(mount.worker(), signal.SIGKILL)
+    wait_for(lambda: mount.log.read_text().count("cannot be started") > 2, "starts that fail")
+    run(sys.executable, *CACHEFS[1:], "umount", str(mount.mountpoint))
+    mount.wait_ended()
     assert not mountinfo.is_mounted(mount.mountpoint)
 
 
