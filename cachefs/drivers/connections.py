@@ -28,21 +28,30 @@ UNTIDY_BYTES = 4 * 2**20
 class Connections:
     """The open database *path*: *main* is for threads and waits, *quick* for an event loop and
     never does. Raises as :class:`~cachefs.drivers.index.Index`, where the database is none of ours,
-    too."""
+    too; IndexLostError where another process has put another one there meanwhile.
+
+    INVARIANT: both have the file open that had the name at first and has it at last. SQLite finds
+    the log by name: two files that have one log would be written each with the other's pages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.log_path = f"{path}-wal"
+        found = path.stat()
+        self._identity = found.st_dev, found.st_ino
         self.main = Index(str(path))
         try:
             self._make()
             self.quick = Index(str(path), wait=0)
-            self.quick.leave_log()
-            found = path.stat()
+            try:
+                self.quick.leave_log()
+                if not self.is_there():
+                    raise IndexLostError(f"index {path}: another process has replaced it")
+            except BaseException:
+                self.quick.close()
+                raise
         except BaseException:
             self.main.close()
             raise
-        self._identity = found.st_dev, found.st_ino
 
     def close(self) -> None:
         """Close both."""

@@ -17,6 +17,7 @@ from typing import TypeVar
 from cachefs.drivers import file_record, place
 from cachefs.drivers.connections import Connections
 from cachefs.drivers.index import Index
+from cachefs.drivers.index_lock import IndexLock
 from cachefs.drivers.private import private_dir
 from cachefs.errors import CacheFSError, DriverError, IndexBusyError, IndexLostError
 
@@ -30,6 +31,10 @@ the last one failed."""
 
 RETURN = 1.0
 """Seconds between two looks whether a temporary database can be one in its place again."""
+
+PATIENCE = 10.0
+"""Seconds to wait for another process that opens the database or makes it anew; where it takes
+longer, a temporary one is used."""
 
 ANEW = "%s: it is %s, and made anew from the files; %s may be lost"
 """The one warning."""
@@ -55,6 +60,7 @@ class Database:
         self._made_anew = made_anew
         self._opened: Connections | None = None
         self._renewing = threading.RLock()
+        self._lock = IndexLock(cache_dir)  # taken after _renewing, always
         self._filler: int | None = None
         self._renewed = float("-inf")
         self._returning = float("inf")
@@ -63,7 +69,8 @@ class Database:
     def open(self) -> None:
         """Open the database, and create or upgrade it; one that cannot be used is set aside, and a
         new one made."""
-        self._opened = self._open()
+        with self._renewing, self._lock.within(PATIENCE) as alone:
+            self._opened = self._open(alone)
 
     def close(self) -> None:
         """Close it, and remove a temporary one."""
@@ -87,18 +94,23 @@ class Database:
     def connections(self) -> Connections:
         """The open database. Waits while another thread fills a new one from the files. Raises
         DriverError where none is."""
+        opened = self._opened  # before the question, and so none that is filled only now
         if self._is_being_filled:
             with self._renewing:
-                pass
-        if self._opened is None:
-            raise DriverError(f"the index of {self._cache_dir} is not open")
-        return self._opened
+                opened = self._opened
+        return self._checked(opened)
 
     def connections_at_once(self) -> Connections:
         """As :meth:`connections`; raises IndexBusyError where that would wait."""
+        opened = self._opened
         if self._is_being_filled:
             raise IndexBusyError(f"the index of {self._cache_dir} is being made anew")
-        return self.connections()
+        return self._checked(opened)
+
+    def _checked(self, opened: Connections | None) -> Connections:
+        if opened is None:
+            raise DriverError(f"the index of {self._cache_dir} is not open")
+        return opened
 
     @property
     def _is_being_filled(self) -> bool:
@@ -132,20 +144,25 @@ class Database:
                 return
             if opened.path == self._scratch:
                 raise why
-            with self._filling():
-                if opened.is_there() or not opened.path.exists():
+            with self._filling(), self._lock.within(PATIENCE) as alone:
+                # One that is locked may have been so by a process that has filled it meanwhile.
+                busy = isinstance(why, IndexBusyError)
+                if alone and not busy and (opened.is_there() or not opened.path.exists()):
                     self._opened = self._make_anew(opened.path, why)
                 else:
-                    self._opened = self._open()
+                    self._opened = self._open(alone)
                 opened.close()
                 self._made_anew()
 
     def _return(self, opened: Connections) -> None:
-        """Leave the temporary place, if the directory can hold a database again."""
-        with self._renewing:
+        """Leave the temporary place, if the directory can hold a database again, and no other
+        process is at it."""
+        with self._renewing, self._lock.within(0) as alone:
             if self._opened is not opened:
                 return
             self._returning = time.monotonic() + RETURN
+            if not alone:
+                return
             try:
                 found = self._in_its_place()
             except (CacheFSError, OSError) as error:
@@ -184,8 +201,12 @@ class Database:
             return self._path
         return place.find(self._cache_dir)
 
-    def _open(self) -> Connections:
+    def _open(self, alone: bool) -> Connections:
+        """The database that is there, or a new one; a temporary one where this process is not
+        *alone*: what another is at is neither opened nor replaced."""
         path = self._path
+        if not alone:
+            return self._make_temporary(IndexBusyError(f"index {path}: another process is at it"))
         try:
             path = self._find()
             place.prepare(path, self._cache_dir)

@@ -1,5 +1,6 @@
 """Where the sqlite driver's database stands, who gets at it, and what stands in its place."""
 
+import fcntl
 import logging
 import os
 import socket
@@ -10,16 +11,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.cache_dir import CacheDir
 from support.processes import wait_for
 
-from cachefs.drivers import Entry, Totals, place
-from cachefs.drivers.connections import UNTIDY_BYTES, WAL_BYTES
-from cachefs.errors import IndexBusyError
+from cachefs.drivers import Driver, Entry, Totals, place
+from cachefs.drivers.connections import UNTIDY_BYTES, WAL_BYTES, Connections
+from cachefs.drivers.database import Database
+from cachefs.errors import IndexBusyError, IndexLostError
 
 GLANCE_CREATE = """CREATE TABLE IF NOT EXISTS cached_images (image_id TEXT PRIMARY KEY,
     last_accessed REAL DEFAULT 0.0, last_modified REAL DEFAULT 0.0, size INTEGER DEFAULT 0,
@@ -65,7 +68,8 @@ def test_the_index_is_its_owners_alone(cache: CacheDir) -> None:
     cache.publish(cache.open(), Entry("a", 1))
     private = cache.path / ".cachefs"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert modes(private) == {"cache.db": 0o600, "cache.db-wal": 0o600, "cache.db-shm": 0o600}
+    names = "cache.db", "cache.db-wal", "cache.db-shm", "index.lock"
+    assert modes(private) == dict.fromkeys(names, 0o600)
 
 
 def test_an_index_that_others_could_read_is_closed_to_them(cache: CacheDir) -> None:
@@ -446,6 +450,137 @@ def test_what_one_process_sets_aside_no_other_goes_on_with(cache: CacheDir) -> N
     cache.run("driver._database._opened.path.unlink(); driver.get('a')")
     cache.run("cache.publish(driver, Entry('b', 2))")
     assert driver.totals() == Totals(2, 3)
+
+
+def test_two_that_make_a_lost_index_anew_at_once_make_one(
+    place_of_it: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by descriptors of its own, as two processes: a lock of threads is none between them."""
+    cache = CacheDir(place_of_it, "sqlite")
+    one, other = cache.open(), cache.open()
+    (place_of_it / ".cachefs/cache.db").unlink()
+    both, really, made = threading.Barrier(2), Database._replace, []
+
+    def replaced_together(self: Database, path: Path) -> tuple[Connections, Path | None]:
+        made.append(self)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # two that are here at once find no index there, either of them
+        return really(self, path)
+
+    monkeypatch.setattr(Database, "_replace", replaced_together)
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(driver.totals) for driver in (one, other)]
+        assert [answer.result(20) for answer in answers] == [Totals(1, 10)] * 2
+    assert len(made) == 1
+    cache.publish(one, Entry("b", 5))
+    cache.publish(other, Entry("c", 6))
+    assert one.totals() == other.totals() == other.quick.totals() == Totals(3, 21)
+    cache.close()
+
+
+def test_another_opens_an_index_that_is_made_anew_once_it_is_filled(place_of_it: Path) -> None:
+    cache = CacheDir(place_of_it, "sqlite")
+    one, other = cache.open(), cache.open()
+    fill, filling, go_on = one._database._made_anew, threading.Event(), threading.Event()
+
+    def held_up() -> None:
+        filling.set()
+        assert go_on.wait(10)
+        fill()
+
+    one._database._made_anew = held_up
+    (place_of_it / ".cachefs/cache.db").unlink()
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(one.totals)]
+        assert filling.wait(10)
+        answers.append(threads.submit(other.totals))
+        wait_for(lambda: is_busy(other), "one that waits for the other")
+        with pytest.raises(FutureTimeoutError):
+            answers[1].result(0.2)
+        go_on.set()
+        assert [answer.result(10) for answer in answers] == [Totals(1, 10)] * 2
+    assert other.quick.totals() == Totals(1, 10)
+    cache.close()
+
+
+def test_a_database_that_another_replaces_while_it_is_opened_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, really = tmp_path / "cache.db", Connections._make
+    for name in ("cache.db", "another"):
+        place.prepare(tmp_path / name, tmp_path)
+
+    def replaced_then(self: Connections) -> None:
+        really(self)
+        (tmp_path / "another").rename(path)
+
+    monkeypatch.setattr(Connections, "_make", replaced_then)
+    with pytest.raises(IndexLostError, match="replaced"):
+        Connections(path)
+
+
+@contextmanager
+def at_the_index(path: Path) -> Iterator[None]:
+    """Another process opens the index of the cache directory or makes it anew."""
+    with (path / ".cachefs/index.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_another_that_is_at_the_index_for_long_is_not_waited_for_without_end(
+    place_of_it: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.drivers.database.PATIENCE", 0.1)
+    monkeypatch.setattr("cachefs.drivers.database.RETURN", 0.0)
+    cache, path = CacheDir(place_of_it, "sqlite"), place_of_it / ".cachefs/cache.db"
+    driver = cache.open()
+    path.unlink()
+    with at_the_index(place_of_it):
+        assert driver.totals() == Totals(1, 10)
+        assert cache.open().totals() == Totals(1, 10)
+        assert not path.exists()
+    assert driver.totals() == Totals(1, 10)
+    assert driver.files()[0] == path
+    assert path.exists()
+    cache.close()
+
+
+def test_an_event_loop_waits_for_no_process_that_is_at_the_index(place_of_it: Path) -> None:
+    cache = CacheDir(place_of_it, "sqlite")
+    driver = cache.open()
+    (place_of_it / ".cachefs/cache.db").unlink()
+    with ThreadPoolExecutor(1) as threads:
+        with at_the_index(place_of_it):
+            answer = threads.submit(driver.totals)
+            wait_for(lambda: is_busy(driver), "a thread that makes the index anew")
+            assert not answer.done()
+        assert answer.result(20) == Totals(1, 10)
+    assert driver.quick.totals() == Totals(1, 10)
+    cache.close()
+
+
+def is_busy(driver: Driver) -> bool:
+    try:
+        driver.quick.totals()
+    except IndexBusyError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("put_there", [directory, dangling, fifo], ids=lambda kind: kind.__name__)
+def test_an_index_is_made_anew_without_a_lock_where_there_can_be_none(
+    place_of_it: Path, put_there: Callable[[Path], None]
+) -> None:
+    (place_of_it / ".cachefs").mkdir()
+    put_there(place_of_it / ".cachefs/index.lock")
+    cache, path = CacheDir(place_of_it, "sqlite"), place_of_it / ".cachefs/cache.db"
+    driver = cache.open()
+    path.unlink()
+    assert driver.totals() == Totals(1, 10)
+    assert driver.files()[0] == path
+    assert path.exists()
+    assert not (place_of_it.parent / "planted").exists()
+    cache.close()
 
 
 def test_a_damaged_index_is_an_event_loops_to_leave_to_a_thread(place_of_it: Path) -> None:
