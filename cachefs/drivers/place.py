@@ -64,7 +64,7 @@ def find(cache_dir: Path) -> Path:
                 set_aside(cache_dir, name)
             except OSError:
                 return own  # Glance will not find it; all else works
-        elif not _take_over(name, own):
+        elif not _take_over(name, own) and _exists(name):
             return own if _is_fixed(name) else name
     return own
 
@@ -160,6 +160,8 @@ def _is_database(path: Path) -> bool:
 
 def _is_fixed(path: Path) -> bool:
     """Whether the file cannot be written: immutable (``chattr +i``), or not ours to write."""
+    if _is_open_here(path):
+        return False  # and is not opened: see _take_over
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
     except OSError as error:
@@ -201,8 +203,11 @@ def _take_over(name: Path, own: Path) -> bool:
 
 
 def _is_open_here(path: Path) -> bool:
-    """Whether this process has the file open."""
-    wanted = path.stat()
+    """Whether this process has the file open; not so one that is gone."""
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return False
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             if os.path.samestat(descriptor.stat(), wanted):

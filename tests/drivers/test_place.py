@@ -178,6 +178,55 @@ def test_a_database_that_is_in_use_is_used_where_it_stands_until_it_is_not(
     assert (cache.path / "cache.db").is_symlink()
 
 
+def test_a_database_in_its_place_that_is_opened_once_more_stays_locked(cache: CacheDir) -> None:
+    """Any close of a file drops all locks that the process has on it (fcntl(2)): another process
+    would take itself for the last one to close the database, and remove the log in use."""
+    glance(cache.path, "a")
+    path = cache.path / "cache.db"
+    with path.open("rb"):  # in use, and so not taken over; closed when all has been looked at
+        driver = cache.open()
+        before = locks_on(path)
+        assert before
+        other = cache.open()
+        assert locks_on(path) == before
+        assert not path.is_symlink()
+        code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2])"
+        code += ".fetchall(); c.close()"
+        subprocess.run(
+            [sys.executable, "-c", code, path, "SELECT * FROM cached_images"], check=True
+        )
+        assert path.with_name("cache.db-wal").exists()
+        cache.publish(driver, Entry("b", 5))
+        assert other.totals() == Totals(2, 15)
+
+
+def locks_on(path: Path) -> list[str]:
+    """This process's POSIX locks on the file, each as kind and range."""
+    wanted = f"{os.getpid()}", f"{path.stat().st_ino}"
+    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return sorted(
+        f"{words[3]} {words[6]} {words[7]}"
+        for words in locks
+        if words[1] == "POSIX" and (words[4], words[5].rpartition(":")[2]) == wanted
+    )
+
+
+def test_a_database_that_goes_while_it_is_looked_for_is_none(
+    cache: CacheDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    glance(cache.path, "a")
+    really = place._is_open_here
+
+    def gone_just_then(path: Path) -> bool:
+        path.unlink(missing_ok=True)
+        return really(path)
+
+    monkeypatch.setattr(place, "_is_open_here", gone_just_then)
+    assert cache.open().totals() == Totals(1, 10)
+    assert (cache.path / "cache.db").is_symlink()
+    assert not caplog.records
+
+
 def test_another_who_opens_it_at_that_moment_finds_all_as_it_was(
     cache: CacheDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
