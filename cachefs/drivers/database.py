@@ -62,6 +62,7 @@ class Database:
         self._renewing = threading.RLock()
         self._lock = IndexLock(cache_dir)  # taken after _renewing, always
         self._filler: int | None = None
+        self._is_unfilled = False
         self._renewed = float("-inf")
         self._returning = float("inf")
         self._scratch: Path | None = None
@@ -75,6 +76,7 @@ class Database:
     def close(self) -> None:
         """Close it, and remove a temporary one."""
         opened, self._opened = self._opened, None
+        self._is_unfilled = False
         if opened is not None:
             opened.close()
         if self._scratch is not None:
@@ -92,8 +94,8 @@ class Database:
             opened.close()
 
     def connections(self) -> Connections:
-        """The open database. Waits while another thread fills a new one from the files. Raises
-        DriverError where none is."""
+        """The open database, also one that could not be filled. Waits while another thread fills a
+        new one from the files. Raises DriverError where none is."""
         opened = self._opened  # before the question, and so none that is filled only now
         if self._is_being_filled:
             with self._renewing:
@@ -101,9 +103,10 @@ class Database:
         return self._checked(opened)
 
     def connections_at_once(self) -> Connections:
-        """As :meth:`connections`; raises IndexBusyError where that would wait."""
+        """As :meth:`connections`; raises IndexBusyError where that would wait, and for a database
+        that is to be filled yet."""
         opened = self._opened
-        if self._is_being_filled:
+        if self._is_being_filled or self._is_unfilled:
             raise IndexBusyError(f"the index of {self._cache_dir} is being made anew")
         return self._checked(opened)
 
@@ -118,14 +121,15 @@ class Database:
 
     def asked(self, work: Callable[[Index], T], *, patient: bool = False) -> T:
         """What *work* gives, or gives in a new database, where this one cannot be used. With
-        *patient*, one that is locked is not one of those."""
-        opened = self.connections()
+        *patient*, one that is locked is not one of those. Raises DriverError where a new one cannot
+        be filled; the next to ask tries that again."""
+        opened = self._filled()
         if not opened.is_there():
             self._renew(opened, IndexLostError(f"index {opened.path}: it was taken away"))
-            opened = self.connections()
+            opened = self._filled()
         if opened.path == self._scratch and time.monotonic() >= self._returning:
             self._return(opened)
-            opened = self.connections()
+            opened = self._filled()
         try:
             return work(opened.main)
         except DriverError as error:
@@ -134,7 +138,18 @@ class Database:
                 if not lost and (patient or not isinstance(error, IndexBusyError)):
                     raise
                 self._renew(opened, error)
-        return work(self.connections().main)
+        return work(self._filled().main)
+
+    def _filled(self) -> Connections:
+        """As :meth:`connections`, but filled, unless it is this thread that fills it."""
+        opened = self.connections()
+        if self._is_unfilled and self._filler != threading.get_ident():
+            with self._renewing:
+                if self._is_unfilled:
+                    with self._filling(), self._lock.within(PATIENCE):
+                        self._fill()
+            opened = self.connections()
+        return opened
 
     def _renew(self, opened: Connections, why: DriverError) -> None:
         """Open what another process has made in the meantime, or make a new database, unless
@@ -148,11 +163,11 @@ class Database:
                 # One that is locked may have been so by a process that has filled it meanwhile.
                 busy = isinstance(why, IndexBusyError)
                 if alone and not busy and (opened.is_there() or not opened.path.exists()):
-                    self._opened = self._make_anew(opened.path, why)
+                    self._use(self._make_anew(opened.path, why))
                 else:
-                    self._opened = self._open(alone)
+                    self._use(self._open(alone))
                 opened.close()
-                self._made_anew()
+                self._fill()
 
     def _return(self, opened: Connections) -> None:
         """Leave the temporary place, if the directory can hold a database again, and no other
@@ -169,12 +184,28 @@ class Database:
                 log.debug("no index can be in %s yet: %s", self._cache_dir, error)
                 return
             with self._filling():
-                self._opened = found
+                self._use(found)
                 opened.close()
                 place.remove_scratch(opened.path)
                 self._scratch = None
                 log.warning("the index of %s is in its place again", self._cache_dir)
-                self._made_anew()
+                self._fill()
+
+    def _use(self, found: Connections) -> None:
+        """Have *found* instead of what was open. Nobody asks it before a :meth:`_fill` succeeds:
+        where this one fails, whoever asks next tries again."""
+        self._is_unfilled = True
+        self._opened = found
+
+    def _fill(self) -> None:
+        """Fill the open database from the files. Raises DriverError."""
+        try:
+            self._made_anew()
+        except OSError as error:
+            raise DriverError(
+                f"the index of {self._cache_dir} cannot be made of the files: {error}"
+            ) from error
+        self._is_unfilled = False
 
     @contextmanager
     def _filling(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 Owns that one question, for every driver; reads names and inodes, never contents.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from cachefs.errors import InvalidImageIDError
 from cachefs.image import check_image_id
+
+log = logging.getLogger(__name__)
 
 GLANCE_LOCK = "image_cache_db_init"
 """The lock file that oslo.concurrency leaves among the images under Glance's sqlite driver."""
@@ -52,16 +55,30 @@ def find_checked(cache_dir: Path, image_id: str) -> os.stat_result | None:
 
 
 def scan_images(cache_dir: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every image's ID and inode, in the order of the directory, which is read once."""
+    """Every image's ID and inode, in the order of the directory, which is read once. A file that
+    cannot be looked at (a damaged filesystem) is left out, with one warning for all of them. Raises
+    OSError where the directory cannot be read."""
     try:
         listing = os.scandir(cache_dir)
     except FileNotFoundError:  # removed under us: it has none
         return
+    failures: list[str] = []
     with listing as names:
         for item in names:
-            found = find_image(cache_dir, item.name)
+            try:
+                found = find_image(cache_dir, item.name)
+            except OSError as error:
+                failures.append(str(error))
+                continue
             if found is not None:
                 yield item.name, found
+    if failures:
+        log.warning(
+            "files of %s that cannot be looked at, and are left out: %d; %s",
+            cache_dir,
+            len(failures),
+            failures[0],
+        )
 
 
 _SMALL = {GLANCE_LOCK: 0, GLANCE_PROBE: 3}

@@ -83,7 +83,11 @@ class SqliteDriver:
             for image_id, size, file, checksum in index.rows(tables.RECORDED):
                 now = files.get(image_id)
                 if now is None or now != file or size != size_in(now):
-                    found = find_image(self._cache_dir, image_id)
+                    try:
+                        found = find_image(self._cache_dir, image_id)
+                    except OSError:  # the scan has said so; it may be read again one day
+                        files.pop(image_id, None)
+                        continue
                     now = file_id(found) if found is not None else None
                 if now is None or (now != file and (file or size != size_in(now)) and not checksum):
                     index.run("DELETE FROM cached_images WHERE image_id = ?", (image_id,))
@@ -97,13 +101,21 @@ class SqliteDriver:
                 if size != size_in(now):
                     index.run(tables.RESIZE, (size_in(now), image_id))
             index.run_many("UPDATE cachefs_images SET file = ? WHERE image_id = ?", taken_up)
-            adopted = 0
-            for image_id in sorted(files):  # In order, the indexes are written once, not all over.
+            return self._adopt_all(index, files), dropped
+
+    def _adopt_all(self, index: Index, files: dict[str, str]) -> int:
+        """Record those of *files* that are there still; their number."""
+        adopted = 0
+        for image_id in sorted(files):  # In order, the indexes are written once, not all over.
+            try:
                 entry = self._found(image_id)
-                if entry is not None:
-                    tables.insert(index, entry)
-                    adopted += 1
-        return adopted, dropped
+            except OSError as error:
+                log.warning("image %r is left out of the cache: %s", image_id, error)
+                continue
+            if entry is not None:
+                tables.insert(index, entry)
+                adopted += 1
+        return adopted
 
     def _found(self, image_id: str) -> Entry | None:
         """What is known of an image file by the file alone."""

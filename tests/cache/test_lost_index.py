@@ -1,5 +1,6 @@
 """The index is a convenience: lost, it is made anew of the files, and hits are lost at most."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -8,13 +9,14 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from support.place import Place, content
 
 from cachefs.cache import Store
 from cachefs.drivers import Entry
-from cachefs.errors import ImageNotFoundError
+from cachefs.errors import DriverError, ImageNotFoundError, IndexBusyError, NoRoomError
 from cachefs.image import Digest
 
 DATA = content("a", 5000)
@@ -173,3 +175,83 @@ def test_a_lost_private_directory_is_no_more_than_a_lost_index(place: Place) -> 
     shutil.rmtree(place.path / ".cachefs")
     with place.opened() as store:
         assert known(store.get("a")) == before
+
+
+def fail(path: object) -> NoReturn:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+
+def put(store: Store, image_id: str) -> None:
+    with store.begin(image_id, 1000) as transaction:
+        transaction.write(bytes(1000))
+        transaction.commit(source="https://origin/")
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the files that cannot be looked at, to be added to: each is EIO."""
+    names: set[str] = set()
+    really = os.lstat
+
+    def lstat(path: str) -> os.stat_result:
+        return fail(path) if Path(path).name in names else really(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    return names
+
+
+def test_a_file_that_cannot_be_looked_at_keeps_no_index_from_being_made_anew(
+    tmp_path: Path, unreadable: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path / "cache", "sqlite")
+    with place.opened() as store:
+        for image_id in "abcd":
+            put(store, image_id)
+        unreadable |= {"b", "c"}
+        (place.path / ".cachefs/cache.db").unlink()
+        assert (store.totals().images, store.totals().size) == (2, 2000)
+        assert store.quick.get("d") == store.get("d") is not None
+    [_, told] = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert "cannot be looked at, and are left out: 2" in told.getMessage()
+    unreadable.clear()
+    with place.opened() as store:
+        assert store.totals().images == 4
+
+
+def test_the_record_of_a_file_that_cannot_be_looked_at_stays(
+    tmp_path: Path, unreadable: set[str]
+) -> None:
+    place = Place(tmp_path / "cache", "sqlite")
+    with place.opened() as store:
+        commit(store)
+        store.pin("a", True)
+        before = known(store.get("a"))
+    unreadable.add("a")
+    with place.opened() as store:
+        unreadable.clear()
+        assert known(store.get("a")) == before
+
+
+@pytest.mark.parametrize("back_in_its_place", [False, True])
+def test_an_index_that_could_not_be_filled_is_filled_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back_in_its_place: bool
+) -> None:
+    place = Place(tmp_path / "cache", "sqlite")
+    monkeypatch.setattr("cachefs.drivers.database.RETURN", 0.0)
+    with place.opened(max_size=4500) as store:
+        for image_id in "abcd":
+            put(store, image_id)
+        (place.path / ".cachefs/cache.db").unlink()
+        if back_in_its_place:  # of a temporary one
+            store._driver._database.give_up(NoRoomError("no room"))
+        with monkeypatch.context() as broken:
+            broken.setattr("cachefs.drivers.sqlite.scan_images", fail)
+            for _ in range(2):
+                with pytest.raises(DriverError, match="cannot be made of the files"):
+                    store.totals()
+                with pytest.raises(IndexBusyError):
+                    store.quick.get("a")
+        assert store.totals().images == 4
+        assert store.quick.get("a") is not None
+        put(store, "e")
+        assert store.totals().images == 4
