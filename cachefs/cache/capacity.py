@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from cachefs.cache.held import held_files, only_held
+from cachefs.cache.incomplete import is_anybodys
 from cachefs.cache.layout import Layout, files_in
-from cachefs.cache.lease import is_being_written
 from cachefs.cache.lock import is_held
 from cachefs.drivers import Driver, Entry
 from cachefs.units import Amount
@@ -132,7 +132,7 @@ class Capacity:
         for directory in (self._layout.incomplete_dir, self._layout.beside_dir):
             for name, status in _oldest_first(directory):
                 path = directory / name
-                if name != spare and status.st_ino not in held and not is_being_written(path):
+                if name != spare and status.st_ino not in held and not is_anybodys(path):
                     yield Candidate(path, status.st_size, status.st_size)
         for name, status in _oldest_first(self._layout.invalid_dir):
             if status.st_ino not in held:
@@ -148,11 +148,14 @@ class Capacity:
 
 
 def is_open(path: Path, held: Container[int]) -> bool:
-    """Whether any process has the file open, or it is one of the inodes that are *held*."""
+    """Whether any process has the file open, or it is one of the inodes that are *held*; also where
+    that cannot be told."""
     try:
         return path.lstat().st_ino in held or is_held(path)
     except FileNotFoundError:
         return False
+    except OSError:  # not ours to look into, or another kind of file by now: nothing to be evicted
+        return True
 
 
 def _on_disk(status: os.stat_result) -> int:

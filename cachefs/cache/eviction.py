@@ -74,6 +74,8 @@ class Eviction:
                 f"image {image_id!r} needs {human_size(size)}, and max_size is"
                 f" {human_size(usage.limit)}"
             )
+        if wanted <= 0:  # it has its room; that the cache is over a limit is not its doing
+            return
         self._choose()
         short = usage
         for candidate in self._capacity.candidates(spare=image_id):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cachefs.cache.layout import Layout, files_in
-from cachefs.cache.lease import is_being_written
+from cachefs.cache.lease import is_being_written, is_just_closed
 from cachefs.cache.trust import remove
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,12 @@ def abandoned_images(layout: Layout) -> list[str]:
         for name in [name for name, _ in files_in(layout.maps_dir)]
         if layout.incomplete(name).exists() and not is_being_written(layout.incomplete(name))
     )
+
+
+def is_anybodys(path: Path) -> bool:
+    """Whether an incomplete file is not to be removed to gain room: a process is writing it, or a
+    Glance has done so and is about to give its image's name to what stands there."""
+    return is_being_written(path) or is_just_closed(path)
 
 
 def drop_partial(path: Path, map_path: Path) -> None:

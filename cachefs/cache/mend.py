@@ -8,8 +8,8 @@ import logging
 import time
 from pathlib import Path
 
+from cachefs.cache.incomplete import is_anybodys
 from cachefs.cache.layout import Layout, files_in
-from cachefs.cache.lease import is_being_written
 from cachefs.cache.queue import Failures, Queue
 from cachefs.drivers import Driver
 
@@ -59,9 +59,9 @@ def _mend_incomplete(layout: Layout) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the file unless a process is writing it."""
+    """Remove the file unless it is anybody's still."""
     try:
-        if is_being_written(path):
+        if is_anybodys(path):
             return
     except OSError as error:  # another user's, say: not ours to judge
         log.warning("cannot tell whether %s is being written: %s", path, error)

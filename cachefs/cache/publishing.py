@@ -103,6 +103,9 @@ class Publishing:
             if earlier is not None:
                 earlier.close()
             raise
+        if earlier is not None and os.fstat(fd).st_size != earlier.version.size:
+            earlier.close()  # its bytes were removed since it was read: this is a new file
+            earlier = None
         transaction = Transaction(self, path, fd, size, earlier)
         try:
             transaction.reserve(size or 0)
@@ -133,7 +136,7 @@ class Publishing:
             wanted = size - os.fstat(fd).st_size
             self._eviction.make_room(path.name, size, wanted)
             if ahead:
-                size += min(ahead, self._eviction.usage(wanted).spare // AHEAD_SHARE)
+                size += max(0, min(ahead, self._eviction.usage(wanted).spare // AHEAD_SHARE))
             os.ftruncate(fd, size)
             return size
 

@@ -187,8 +187,9 @@ class Transaction:
 
     def keep(self) -> None:
         """Leave off, and keep what is marked in the map for a later :meth:`Store.begin` of the same
-        version. Blocks until it is durable. Without a map it is :meth:`abort`."""
-        if self.partial is None:
+        version. Blocks until it is durable. Without a map, or where another program has emptied the
+        file, it is :meth:`abort`."""
+        if self.partial is None or (self._open and self._is_emptied()):
             self.abort()
         elif self._open:
             self.partial.sync(self.fd)
@@ -307,8 +308,12 @@ def open_incomplete(path: Path, map_path: Path, *, keep: bool = False) -> int:
                     path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | FLAGS, 0o640, dir_fd=within
                 )
             _own(fd, path)
-            mark(fd)
-            remove(map_path)  # of bytes that another program has removed
+            try:
+                mark(fd)
+                remove(map_path)  # of bytes that another program has removed
+            except BaseException:
+                os.close(fd)
+                raise
             return fd
         if is_being_written(path) or is_just_closed(path):
             raise _busy(path)

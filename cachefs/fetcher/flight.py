@@ -103,6 +103,9 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
+        self.on_another_file: dict[int, Callable[[], None]] = {}
+        """Each is called when the fetch goes on in another file than before; by what the caller
+        knows it by."""
         self.waits_for_room: str | None = None
         self._recorded = False
         self._verified = image.digest is None
@@ -232,8 +235,9 @@ class Flight:
         entry = None
         try:
             with self._cancel:
-                if after is not None:
-                    await after.wait()
+                if after is not None:  # also once cancelled: who comes next waits for this one
+                    with trio.CancelScope(shield=True):
+                        await after.wait()
                 entry = await despite_others(
                     self._run,
                     is_read=lambda: self._readers > 0,
@@ -330,6 +334,7 @@ class Flight:
         if self.fd >= 0:
             self._given_up.append(self.fd)
             self.fd = -1
+        self._verified = self.image.digest is None
         before, self._transfer = self._transfer, self._new_transfer()
         self._become(FlightState.STARTING)
         before.changed.unpark_all()
@@ -344,6 +349,9 @@ class Flight:
         chunks = transaction.partial
         # A description of its own, without the writer's lock: readers may keep it after a failure.
         self.fd = os.open(f"/proc/self/fd/{transaction.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        if self._given_up:  # before anybody reads of it
+            for listener in list(self.on_another_file.values()):
+                listener()
         self._become(FlightState.FILLING)
         self.begun.set()
         hasher = Hasher(self.image.digest, "sha256")

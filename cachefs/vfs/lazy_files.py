@@ -78,6 +78,7 @@ class LazyFiles:
             except OSError:
                 self._holding.release(inode)
                 raise
+            flight.on_another_file[inode] = lambda: self._hold_another(flight, inode)
         self._followers[inode] += 1
         handle, pid = (inode, 0) if lasting else (0, pid)
         return LazyFile(
@@ -88,11 +89,19 @@ class LazyFiles:
             on_close=lambda: self._left(flight, inode),
         )
 
+    def _hold_another(self, flight: Flight, inode: int) -> None:
+        """What the readers have open is written in another file from now on."""
+        try:
+            self._holding.keep_open(flight.fd, inode)
+        except OSError as error:
+            log.warning("the next worker will miss what is open as %d: %s", inode, error)
+
     def _left(self, flight: Flight, inode: int) -> None:
         """An image that was opened while it was being fetched is closed."""
         self._followers[inode] -= 1
         if self._followers[inode] <= 0:
             del self._followers[inode]
+            flight.on_another_file.pop(inode, None)
             self._holding.release(inode)
             if flight.is_published:
                 self._hits.closed(flight.image.image_id)

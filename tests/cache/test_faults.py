@@ -203,6 +203,7 @@ def test_a_leftover_partial_file_does_not_block_its_image(place: Place) -> None:
 def test_a_leftover_partial_file_is_gone_after_a_restart(place: Place) -> None:
     place.cache()
     (place.path / "incomplete/a").write_bytes(b"half")
+    os.utime(place.path / "incomplete/a", (0, 0))
     place.cache()
     assert place.names("incomplete") == []
 
@@ -211,6 +212,7 @@ def test_a_leftover_partial_file_gives_way_before_any_image(place: Place) -> Non
     cache = place.cache(max_size=100)
     put(cache, "a", 40)
     (place.path / "incomplete/b").write_bytes(bytes(60))
+    os.utime(place.path / "incomplete/b", (0, 0))
     put(cache, "c", 60)
     assert ids(cache) == ["a", "c"]
     assert place.names("incomplete") == []

@@ -63,6 +63,7 @@ def test_garbage_in_a_directory_of_ours_is_in_nobodys_way(
     for name in NAMES:
         kind(place.path / where / name)
         (place.path / where / "original").unlink(missing_ok=True)
+        os.utime(place.path / where / name, (1, 1), follow_symlinks=False)  # of long ago
     with place.opened(max_size=2**50) as store:
         assert not store.is_cached("a")
         store.queued_ids()
