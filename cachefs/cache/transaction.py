@@ -187,9 +187,9 @@ class Transaction:
 
     def keep(self) -> None:
         """Leave off, and keep what is marked in the map for a later :meth:`Store.begin` of the same
-        version. Blocks until it is durable. Without a map, or where another program has emptied the
-        file, it is :meth:`abort`."""
-        if self.partial is None or (self._open and self._is_emptied()):
+        version. Blocks until it is durable. Without a map, or where another program writes to
+        the file, it is :meth:`abort`."""
+        if self.partial is None or (self._open and self._is_anothers()):
             self.abort()
         elif self._open:
             self.partial.sync(self.fd)

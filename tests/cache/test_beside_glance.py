@@ -112,6 +112,34 @@ def test_what_glance_has_just_closed_it_renames_in_a_moment(place: Place) -> Non
         assert read(place.cache(), "a") == THEIRS
 
 
+@pytest.mark.parametrize("who", ["our start", "another image's room"])
+def test_what_glance_has_just_closed_is_left_to_it_by(place: Place, who: str) -> None:
+    """With it gone, our next writer would put its own file in the place."""
+    place.cache()
+    with glance(place, data=THEIRS) as file:
+        file.close()
+        with opened(place, max_size=SIZE) as store:
+            if who != "our start":
+                with pytest.raises(NoRoomError):
+                    store.begin("b", SIZE)
+            with pytest.raises(ImageBusyError):
+                store.begin("a", SIZE, VERSION)
+        (place.path / "incomplete" / "a").rename(place.path / "a")
+    assert read(place.cache(), "a") == THEIRS
+
+
+def test_a_writer_whose_file_was_emptied_keeps_nothing_of_it(place: Place) -> None:
+    """Its mark would say that the file is ours, when Glance is about to rename it."""
+    with opened(place) as store:
+        transaction = store.begin("a", SIZE, VERSION)
+        with glance(place, data=THEIRS):
+            transaction.keep()
+        with pytest.raises(ImageBusyError):
+            store.begin("a", SIZE, VERSION)
+        (place.path / "incomplete" / "a").rename(place.path / "a")
+        assert read(place.cache(), "a") == THEIRS
+
+
 def age(place: Place, image_id: str = "a") -> None:
     """Glance has written it some time ago."""
     os.utime(place.path / "incomplete" / image_id, (0, time.time() - 2 * lease.CLOSING))

@@ -9,7 +9,7 @@ import pytest
 from support.place import Place, content, fill, ids, put, read
 from support.processes import wait_for
 
-from cachefs.cache import Store
+from cachefs.cache import Store, Version
 from cachefs.errors import ChecksumError, ImageBusyError, NoRoomError
 
 MIB = 2**20
@@ -149,6 +149,33 @@ def test_an_image_open_here_is_never_chosen(place: Place) -> None:
         put(cache, "c", 20)
         assert file.read() == content("a", 20)
     assert ids(cache) == ["a", "c"]
+
+
+def test_an_image_that_cannot_be_looked_into_is_passed_over(place: Place) -> None:
+    """Another user's, in a cache that an ordinary user runs, or another kind of file by now."""
+    cache = place.cache(max_size=40)
+    fill(cache, "ab", 20)
+    with place.opened(40) as store:
+        (place.path / "a").rename(place.path.parent / "a")
+        (place.path / "a").symlink_to("/etc/hostname")
+        with store.begin("c", 20) as transaction:
+            transaction.write(content("c", 20))
+            transaction.commit()
+        assert (place.path / "a").is_symlink()
+
+
+def test_what_has_its_room_goes_on_though_the_cache_is_over_a_limit(small: Place) -> None:
+    """Another program has filled the disk: nothing of it is to be thrown away."""
+    version = Version(2**20, "v1", None)
+    with small.opened(min_free=2**20) as store:
+        store.begin("a", 2**20, version).keep()
+    with small.opened(min_free=2**40) as store:
+        with pytest.raises(NoRoomError):
+            store.begin("b", 1)
+        with store.begin("a", 2**20, version) as transaction:
+            transaction.write(content("a", 2**20))
+            transaction.commit()
+        assert store.is_cached("a")
 
 
 def test_an_image_opened_after_it_was_chosen_stays(

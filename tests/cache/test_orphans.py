@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.cache import CHUNK, Held, Layout, Limits, Store, Transaction, Version
+from cachefs.cache.transaction import abandoned_map
 from cachefs.errors import CacheFSError, ChecksumError
 from cachefs.units import Amount
 
@@ -100,6 +101,42 @@ def test_a_map_that_cannot_be_made_is_not_left(
             store.begin("img", SIZE, VERSION)
     layout = Layout(store.cache_dir)
     assert list(layout.maps_dir.iterdir()) == list(layout.incomplete_dir.iterdir()) == []
+    store.close()
+
+
+def test_a_map_that_cannot_be_removed_leaves_no_writer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("cachefs.cache.transaction.remove", fail)
+        with pytest.raises(OSError, match="Input"):
+            store.begin("img", SIZE, VERSION)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    write(store, publish)
+    assert store.is_cached("img")
+    store.close()
+
+
+def test_a_map_does_not_outlive_bytes_that_go_while_it_is_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says is there would be holes of a new file."""
+    write(store, Transaction.keep)
+    layout = Layout(store.cache_dir)
+
+    def read_and_remove(*values: object) -> object:
+        found = abandoned_map(*values)  # type: ignore[arg-type]
+        layout.incomplete("img").unlink()
+        return found
+
+    monkeypatch.setattr("cachefs.cache.publishing.abandoned_map", read_and_remove)
+    with store.begin("img", SIZE, VERSION) as transaction:
+        assert transaction.partial is not None
+        assert transaction.partial.present() == []
     store.close()
 
 

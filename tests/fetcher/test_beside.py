@@ -8,8 +8,8 @@ from typing import BinaryIO
 import pytest
 import trio
 
-from cachefs.cache import Layout, Store
-from cachefs.errors import ImageBusyError
+from cachefs.cache import Layout, Store, Transaction
+from cachefs.errors import ChecksumError, ImageBusyError
 from cachefs.fetcher.flight import FlightState
 
 from .conftest import DATA, MIB, FakeSource, Running, cached, read
@@ -107,6 +107,32 @@ async def test_a_reader_reads_on_when_another_program_empties_our_file(
             flight.drop_reader()
             publish(store.cache_dir, other)
     assert cached(store) == DATA
+
+
+async def test_nobody_reads_all_of_a_second_try_before_it_is_verified(
+    running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first was right, and taken away as it was published."""
+    commit, others = Transaction.commit, []
+
+    def taken_away(transaction: Transaction, **values: object) -> object:
+        if not others:
+            others.append(glance(store.cache_dir))
+            source.images["img"] = bytes(len(DATA))
+        return commit(transaction, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transaction, "commit", taken_away)
+    second = trio.Event()
+    async with running(source) as fetcher:
+        flight = fetcher.start(await fetcher.stat("img"))
+        flight.add_reader()
+        flight.on_another_file[0] = second.set
+        await second.wait()
+        with pytest.raises(ChecksumError):
+            await flight.wait(0, len(DATA))
+        await flight.finished.wait()
+        flight.drop_reader()
+    others[0].close()
 
 
 async def test_a_fetch_that_is_about_to_be_opened_goes_on_though_another_was_faster(
