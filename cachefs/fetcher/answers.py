@@ -72,8 +72,9 @@ class Answers:
         return question.answer
 
     def forget(self, image_id: str) -> None:
-        """Ask the source next time, whatever it said."""
+        """Ask the source next time, whatever it said, or is about to say to who asked before."""
         self._negative.pop(image_id, None)
+        self._questions.pop(image_id, None)
 
     async def _run(self, image_id: str, question: _Question) -> None:
         try:
@@ -82,7 +83,8 @@ class Answers:
             )
         except CacheFSError as error:
             question.error = without_traceback(error)
-            self._remember(image_id, error)
+            if self._questions.get(image_id) is question:
+                self._remember(image_id, error)
         except OSError as error:  # no word of the source's: the next may ask at once
             question.error = without_traceback(error)
         except Exception as error:
@@ -91,7 +93,8 @@ class Answers:
         finally:
             if question.answer is None and question.error is None:
                 question.error = CacheFSError("the daemon is ending")
-            del self._questions[image_id]
+            if self._questions.get(image_id) is question:  # else it was asked anew meanwhile
+                del self._questions[image_id]
             question.answered.set()
 
     def _remember(self, image_id: str, error: CacheFSError) -> None:

@@ -35,6 +35,7 @@ from cachefs.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 5.0  # seconds until what could not be queued is tried again
 _PUBLISHING = frozenset({FlightState.PUBLISHING, FlightState.PUBLISHED})
 
 
@@ -100,7 +101,8 @@ class Fetcher:
             self._nursery = nursery
             await self._remember_rejected()  # before any reader comes
             task_status.started()
-            await self._requeue_partial()
+            if not await self._requeue_partial():
+                nursery.start_soon(self._requeue_partial_later)
             nursery.start_soon(self._probes.run)
             await self._prefetcher.run()
 
@@ -213,7 +215,7 @@ class Fetcher:
             log.info("cached %r: %d bytes, %s", image_id, entry.size, entry.checksum)
             self._prefetcher.wanted(image_id)
         elif isinstance(flight.error, ImageExistsError):  # another process was faster
-            self._store.quick.unqueue(image_id)
+            self._unqueue(image_id)
         elif flight.error is not None and not flight.cancelled:
             await self._flight_failed(flight, flight.error, again=again)
         for listener in self._listeners:
@@ -240,8 +242,21 @@ class Fetcher:
         """A fetch that readers began goes on without them, where it is to: so what passes for the
         queue passes for it, too."""
         if self._settings.keep:
-            with contextlib.suppress(ImageExistsError, OSError):
-                await trio.to_thread.run_sync(self._store.enqueue, image_id, limiter=self._disk)
+            await self._enqueue(image_id)
+
+    async def _enqueue(self, image_id: str) -> None:
+        try:
+            await trio.to_thread.run_sync(self._store.enqueue, image_id, limiter=self._disk)
+        except ImageExistsError:  # by another process
+            pass
+        except (CacheFSError, OSError) as error:  # a full disk, say
+            log.error("cannot queue %r, and it is not fetched: %s", image_id, error)
+
+    def _unqueue(self, image_id: str) -> None:
+        try:
+            self._store.quick.unqueue(image_id)
+        except OSError as error:
+            log.error("cannot take %r out of the queue: %s", image_id, error)
 
     def _try_once_more(self, flight: Flight) -> bool:
         """Wrong bytes, or an image that changed on the way, are fetched afresh, but once; whether
@@ -256,13 +271,19 @@ class Fetcher:
         if not isinstance(flight.error, ChecksumError | ImageChangedError):
             return False
         scope = self._second_tries[image_id] = trio.CancelScope()
-        self._running.start_soon(self._fetch_once_more, image_id, scope)
+        self._running.start_soon(self._fetch_once_more, flight, scope)
         return True
 
-    async def _fetch_once_more(self, image_id: str, scope: trio.CancelScope) -> None:
-        """The second try, until it has ended either way."""
+    async def _fetch_once_more(self, flight: Flight, scope: trio.CancelScope) -> None:
+        """The second try, until it has ended either way. What was queued is queued still, wrong
+        bytes or not, until they are wrong twice."""
+        image_id = flight.image.image_id
         try:
             with scope:
+                if flight.was_queued:
+                    await self._enqueue(image_id)
+                    if scope.cancel_called:
+                        self._unqueue(image_id)
                 await self._fetch(image_id)
         finally:
             del self._second_tries[image_id]
@@ -275,13 +296,29 @@ class Fetcher:
             failures = map(self._store.failure, self._store.failed_ids())
             return [(f.image_id, f.version, f.error) for f in failures if f and f.version]
 
-        for rejected in await trio.to_thread.run_sync(look, limiter=self._disk):
-            self._rejected.add(*rejected)
+        try:
+            for rejected in await trio.to_thread.run_sync(look, limiter=self._disk):
+                self._rejected.add(*rejected)
+        except (CacheFSError, OSError) as error:
+            log.error("cannot tell which images were found wrong before: %s", error)
 
-    async def _requeue_partial(self) -> None:
+    async def _requeue_partial(self) -> bool:
         """Queue what is incomplete on disk and nobody's: its bytes are of use only when it is
-        done."""
-        await trio.to_thread.run_sync(self._store.requeue_abandoned, limiter=self._disk)
+        done. Whether that could be done."""
+        try:
+            await trio.to_thread.run_sync(self._store.requeue_abandoned, limiter=self._disk)
+        except (CacheFSError, OSError) as error:  # a full disk, say
+            log.error("cannot queue what is incomplete, trying again: %s", error)
+            return False
+        return True
+
+    async def _requeue_partial_later(self) -> None:
+        """As :meth:`_requeue_partial`, until it could be done."""
+        done = False
+        while not done:
+            await trio.sleep(_PATIENCE)
+            done = await self._requeue_partial()
+        self.wake()
 
     async def _fetch_queued(self, image_id: str) -> None:
         """Fetch one queued image to the end of its flight; if it is queued still, it waits."""

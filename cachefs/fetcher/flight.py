@@ -103,6 +103,8 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
+        self.was_queued = False
+        """Whether the image was queued when its bytes were found wrong."""
         self.on_another_file: dict[int, Callable[[], None]] = {}
         """Each is called when the fetch goes on in another file than before; by what the caller
         knows it by."""
@@ -269,6 +271,7 @@ class Flight:
         try:
             return await self._fetch(transaction)
         except ChecksumError as error:
+            self.was_queued = self._store.quick.is_queued(self.image.image_id)
             how = partial(
                 Transaction.reject,
                 error=without_traceback(error),
@@ -455,7 +458,7 @@ async def note_failure(
             await trio.to_thread.run_sync(
                 lambda: store.fail(image_id, error, source=source), limiter=disk
             )
-        except OSError as trouble:
+        except (CacheFSError, OSError) as trouble:
             log.error("could not write down why %r failed: %s", image_id, trouble)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from cachefs.cache import Store
+from cachefs.errors import CacheFSError
 from cachefs.fetcher.waits import Waiting, Waits, WaitsFor
 from cachefs.sources import ChainSource
 
@@ -56,7 +57,7 @@ class Prefetcher:
                 if len(self._fetching) < self._most:
                     try:
                         await self._start_some(nursery)
-                    except OSError as error:  # for lack of descriptors, say
+                    except (CacheFSError, OSError) as error:  # for lack of descriptors, say
                         log.error(
                             "cannot read the queue, trying again in %.0f s: %s", _PATIENCE, error
                         )

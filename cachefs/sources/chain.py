@@ -38,28 +38,31 @@ class Member:
 
     def check(self) -> None:
         """:meth:`Source.check`, as a probe."""
-        with self._reporting():
+        with self._reporting() as began:
             self.source.check()
-        self.breaker.answered(probe=self.breaker.is_open)
+        self.breaker.answered(began, probe=self.breaker.is_open)
 
     def stat(self, image_id: str) -> SourceImage:
         """:meth:`Source.stat`."""
-        with self._reporting():
+        with self._reporting() as began:
             image = self.source.stat(image_id)
-        self.breaker.answered()
+        self.breaker.answered(began)
         return image
 
     def read(self, image: SourceImage, start: int, stop: int) -> Generator[bytes]:
         """:meth:`Source.read`."""
-        with self._reporting(), contextlib.closing(self.source.read(image, start, stop)) as pieces:
+        with (
+            self._reporting() as began,
+            contextlib.closing(self.source.read(image, start, stop)) as pieces,
+        ):
             yield from pieces
-        self.breaker.answered()
+        self.breaker.answered(began)
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[float]:
         began = self.breaker.begin()
         try:
-            yield
+            yield began
         except CacheFSError as error:
             self.breaker.failed(error, began)
             raise

@@ -90,6 +90,7 @@ class Breaker:
         self._failures = 0
         self._failed_at = float("-inf")
         self._open = False
+        self._opened_at = float("-inf")
         self._until = float("-inf")
         self._rest = 0.0
         self._told_to_wait = False
@@ -138,13 +139,16 @@ class Breaker:
             return self._last_with(rest if self._told_to_wait and rest > 0 else None)
 
     def begin(self) -> float:
-        """The moment a request begins, for :meth:`failed`."""
+        """The moment a request begins, for :meth:`answered` and :meth:`failed`."""
         return self._clock()
 
-    def answered(self, *, probe: bool = False) -> None:
-        """The source has answered, whatever it said. Of a mere *probe* (the source is there) it is
-        not believed for long: one failure, and the source is left alone again."""
+    def answered(self, began: float, *, probe: bool = False) -> None:
+        """The source has answered, whatever it said, a request that *began* then. Of a mere *probe*
+        (the source is there) it is not believed for long: one failure, and the source is left alone
+        again. What was under way when it began to be left alone changes nothing of that."""
         with self._lock:
+            if self._open and began < self._opened_at:
+                return
             closed, self._open, self._probing = self._open, False, False
             self._health = Health(True)
             now = self._clock()
@@ -157,7 +161,7 @@ class Breaker:
     def failed(self, error: CacheFSError, began: float) -> None:
         """A request that *began* then has failed. What is no outage counts as an answer."""
         if not isinstance(error, SourceError) or not is_outage(error):
-            self.answered()
+            self.answered(began)
             return
         with self._lock:
             changed = self._note_failure(error, began)
@@ -186,6 +190,8 @@ class Breaker:
         if asked is not None:
             until = max(until, now + min(asked, LONGEST_RETRY_AFTER))
         changed = not self._open or until > self._until
+        if not self._open:
+            self._opened_at = now
         self._open, self._until = True, max(self._until, until)
         return changed
 

@@ -12,6 +12,7 @@ from cachefs.errors import (
     SourceUnreachableError,
 )
 from cachefs.fetcher.answers import FAILURE_TTL, MAX_NEGATIVE, NEGATIVE_TTL, Answers
+from cachefs.sources import SourceImage
 
 from .conftest import PATIENCE, FakeSource, until
 
@@ -157,4 +158,32 @@ async def test_an_unforeseen_error_ends_one_question_and_not_the_daemon(
     source.errors = [ZeroDivisionError("a bug")]
     assert await asked(answers, nursery, "img") == "CacheFSError"
     assert "nobody foresaw" in caplog.text
+    assert await asked(answers, nursery, "img") == "10"
+
+
+class Uploaded(FakeSource):
+    """The source, where the image appears while the first to ask for it is being told that there is
+    none, once the gate is set."""
+
+    def stat(self, image_id: str) -> SourceImage:
+        if self.stats:
+            return super().stat(image_id)
+        self.stats.append(image_id)
+        assert self.gate.wait(PATIENCE)
+        raise ImageNotFoundError(image_id)
+
+
+async def test_what_is_asked_anew_does_not_hear_what_was_asked_before(
+    nursery: trio.Nursery,
+) -> None:
+    source = Uploaded({"img": b"x" * 10})
+    answers, heard = Answers(source), []
+    source.gate.clear()
+    nursery.start_soon(hear, heard, answers, nursery)
+    await until(lambda: source.stats)
+    answers.forget("img")
+    assert await asked(answers, nursery, "img") == "10"
+    source.gate.set()
+    await until(lambda: heard)
+    assert heard == ["ImageNotFoundError"]
     assert await asked(answers, nursery, "img") == "10"

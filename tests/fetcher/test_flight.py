@@ -9,15 +9,17 @@ from random import Random
 import pytest
 import trio
 
-from cachefs.cache import Hasher, Layout, Store
+from cachefs.cache import Hasher, Layout, Store, Version
 from cachefs.cache.queue import Queue
 from cachefs.errors import (
+    DriverError,
     ImageBusyError,
     ImageChangedError,
     ImageExistsError,
     ImageNotFoundError,
     NoRoomError,
     SourceError,
+    SourceUnreachableError,
 )
 from cachefs.fetcher import Fetcher, Flight, transfer
 from cachefs.fetcher.flight import FlightState
@@ -296,6 +298,33 @@ async def test_an_image_that_is_right_the_second_time_is_cached(
     assert store.failed_ids() == []
 
 
+class Turning(FakeSource):
+    """The source, where something else comes true once a digest was found wrong."""
+
+    turn = ""
+
+    def forget_digest(self, image_id: str) -> None:
+        super().forget_digest(image_id)
+        if self.turn == "away":
+            self.errors = [SourceUnreachableError("away")] * 1000
+        elif self.turn == "right":
+            self.digests["img"] = sha256(DATA)
+
+
+@pytest.mark.parametrize("turn", ["away", "right", "wrong"])
+async def test_a_queued_image_stays_queued_until_it_is_wrong_twice(
+    running: Running, store: Store, turn: str
+) -> None:
+    source = Turning({"img": DATA}, digests={"img": sha256(b"other")})
+    source.turn = turn
+    store.enqueue("img")
+    async with running(source, keep=False) as fetcher:
+        await until(lambda: len(source.stats) > 1 and not fetcher.under_way())
+        assert store.quick.is_queued("img") == (turn == "away")
+        assert store.is_cached("img") == (turn == "right")
+        assert (store.failure("img") is not None) == (turn == "wrong")
+
+
 async def test_an_image_that_changed_is_fetched_afresh_once(
     running: Running, source: FakeSource, store: Store
 ) -> None:
@@ -417,3 +446,32 @@ async def test_a_queued_image_that_another_process_is_caching_is_looked_at_again
     async with running(source):
         await until(lambda: store.quick.get("img"))
     assert cached(store) == DATA
+
+
+async def test_what_cannot_be_written_down_ends_no_fetcher(
+    running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, an index that cannot be used: the queue is worked off once they are mended."""
+    store.begin("img", len(DATA), Version(len(DATA), None, str(sha256(DATA)))).keep()
+    faults: list[Exception] = [OSError(errno.EDQUOT, "Disk quota exceeded"), DriverError("index")]
+    requeue = Store.requeue_abandoned
+
+    def failing(store: Store) -> None:
+        if faults:
+            raise faults.pop(0)
+        requeue(store)
+
+    def fail(*values: object, **rest: object) -> None:
+        raise DriverError("index")
+
+    monkeypatch.setattr(Store, "requeue_abandoned", failing)
+    monkeypatch.setattr(Store, "fail", fail)
+    monkeypatch.setattr("cachefs.fetcher.fetcher._PATIENCE", 0.01)
+    async with running(source) as fetcher:
+        with pytest.raises(ImageNotFoundError):
+            await fetcher.stat("missing")
+        (store.cache_dir / "queue" / "missing").touch()
+        await until(lambda: store.is_cached("img"))
+        fetcher.wake()
+        await until(lambda: source.stats.count("missing") > 1)
+    assert not faults

@@ -54,7 +54,7 @@ def test_health_is_that_of_the_last_answer(breaker: Breaker, clock: Clock) -> No
     assert breaker.health == Health(True)
     fail(breaker, clock, error=SourceUnavailableError("broken"))
     assert breaker.health == Health(False, "broken")
-    breaker.answered()
+    breaker.answered(breaker.begin())
     assert breaker.health == Health(True)
 
 
@@ -98,7 +98,7 @@ def test_failures_of_one_outage_count_once_however_many_requests_it_cut(
 def test_an_answer_in_between_starts_the_count_anew(breaker: Breaker, clock: Clock) -> None:
     for _ in range(5):
         fail(breaker, clock, FAILURES - 1)
-        breaker.answered()
+        breaker.answered(breaker.begin())
     assert breaker.admits()
 
 
@@ -107,7 +107,7 @@ def test_when_the_rest_is_over_one_probe_is_let_through(breaker: Breaker, clock:
     rest_out(breaker, clock)
     assert breaker.admits()
     assert not breaker.admits()
-    breaker.answered()
+    breaker.answered(breaker.begin())
     assert breaker.admits()
     assert breaker.admits()
 
@@ -138,12 +138,12 @@ def test_a_source_that_fails_again_soon_is_left_alone_for_longer(
 ) -> None:
     fail(breaker, clock, FAILURES)
     rest_out(breaker, clock)
-    breaker.answered()
+    breaker.answered(breaker.begin())
     fail(breaker, clock, FAILURES)
     assert breaker.rest() >= FIRST_REST
     rest_out(breaker, clock)
     clock.now += 10 * LONGEST_REST
-    breaker.answered()
+    breaker.answered(breaker.begin())
     fail(breaker, clock, FAILURES)
     assert breaker.rest() <= FIRST_REST
 
@@ -153,7 +153,7 @@ def test_a_probe_that_is_answered_is_no_proof_that_images_are_served(
 ) -> None:
     fail(breaker, clock, FAILURES)
     rest_out(breaker, clock)
-    breaker.answered(probe=True)
+    breaker.answered(breaker.begin(), probe=True)
     assert breaker.admits()
     fail(breaker, clock)
     assert not breaker.admits()
@@ -183,6 +183,24 @@ def test_listeners_hear_when_a_source_is_left_alone_and_when_it_is_back(clock: C
     breaker = Breaker(clock, lambda: heard.append(breaker.is_open))
     fail(breaker, clock, FAILURES)
     fail(breaker, clock, FAILURES)
-    breaker.answered()
-    breaker.answered()
+    breaker.answered(breaker.begin())
+    breaker.answered(breaker.begin())
     assert heard == [True, False]
+
+
+@pytest.mark.parametrize("answer", ["right", "missing"])
+def test_what_was_under_way_does_not_take_back_a_request_to_be_left_alone(
+    breaker: Breaker, clock: Clock, answer: str
+) -> None:
+    before = breaker.begin()
+    fail(breaker, clock, error=asked_to_wait(600))
+    if answer == "right":
+        breaker.answered(before)
+    else:
+        breaker.failed(ImageNotFoundError("missing"), before)
+    assert not breaker.admits()
+    assert breaker.rest() == pytest.approx(600, abs=1)
+    rest_out(breaker, clock)
+    assert breaker.admits()
+    breaker.answered(breaker.begin())
+    assert not breaker.is_open
