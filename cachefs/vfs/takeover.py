@@ -90,6 +90,7 @@ class Takeover:
             flight = self._fetcher.start(image)
             if flight.image != image:
                 raise StaleError(f"image {image.image_id!r} is being fetched in another version")
+            flight.insist()  # its readers have begun, whoever has cached the image since
             return await self._images.lazy(split(inode)[1], flight, NOBODY)
         if not complete:
             # Killed between the publication and the note of it, or it never was published.
