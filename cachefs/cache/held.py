@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,14 @@ from typing import Any
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import open_shared
-from cachefs.cache.trust import read_trusted
+from cachefs.cache.trust import FLAGS, read_trusted
 from cachefs.errors import InvalidValueError
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+"""Seconds after a refusal in which its open may be tried once more through the next process: as
+long as one takes to come, on a busy machine."""
 
 _LONGEST_NOTE = 2**16
 
@@ -90,6 +95,23 @@ class Held:
         if not isinstance(members, dict):
             raise InvalidValueError(f"the note of {number} is not what cachefs has written")
         return members
+
+    def note_refusal(self) -> None:
+        """An open was refused as stale at this moment. The kernel tries it once more, perhaps
+        through the next process. Raises OSError."""
+        fd = os.open(self._layout.refusal_file, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+
+    def has_just_refused(self) -> bool:
+        """Whether an open was refused as stale in the last :data:`RETRY_SECONDS`."""
+        try:
+            since = time.time() - self._layout.refusal_file.lstat().st_mtime
+        except OSError:
+            return False
+        return 0 <= since < RETRY_SECONDS
 
     def release(self, number: int) -> None:
         """Hold the file no longer. What cannot be removed is logged: the reader has closed it all

@@ -36,9 +36,12 @@ class Expected:
         self._names = {name: until for name, until in self._names.items() if until > now}
         self._names[image_id] = now + KEPT_SECONDS
 
-    def taken_over(self) -> None:
-        """An open of any image may have been refused as stale by the worker before this one."""
+    def taken_over(self, *, refused: bool) -> None:
+        """An open of any image may have been refused as stale by the worker before this one; with
+        *refused*, one was."""
         self._any_until = trio.current_time() + KEPT_SECONDS
+        if refused:
+            self.refused(None)
 
     def expects(self, image_id: str) -> bool:
         """Whether the kernel may be about to open this image once more."""

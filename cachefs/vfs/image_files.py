@@ -187,6 +187,10 @@ class ImageFiles:
         inode = join(NodeKind.CACHED, entry.inode)
         return self._files.keep(self._image_file(inode) or self._open(inode, entry.image_id))
 
+    def note_refusal(self) -> None:
+        """An open was refused as stale: the next worker is to expect it once more."""
+        self._holding.note_refusal()
+
     # What is known of open images
 
     def remember(self, entry: Entry) -> None:

@@ -256,11 +256,13 @@ class Images(Directory):
     def cached_refused(self, serial: int) -> None:
         """An open of a cached image was refused as stale."""
         self.expected.refused(self._files.remembered(serial))
+        self._files.note_refusal()
 
     def lazy_refused(self, serial: int) -> None:
         """An open of an image that was not cached was refused as stale."""
         node = self._lazy.get(serial)
         self.expected.refused(node.image.image_id if node else None)
+        self._files.note_refusal()
 
     def forget_lazy(self, serial: int, lookups: int) -> None:
         """The kernel has dropped *lookups* references to a lazy node."""

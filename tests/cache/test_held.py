@@ -7,6 +7,7 @@ import pytest
 from support.place import Place, put
 
 from cachefs.cache import Held, Layout
+from cachefs.cache.held import RETRY_SECONDS
 from cachefs.cache.lock import is_held
 
 
@@ -92,3 +93,23 @@ def test_notes_and_files_go_together(place: Place, held: Held) -> None:
     assert sorted(path.name for path in directory(place).iterdir()) == ["8", "8.json"]
     held.clear()
     assert list(directory(place).iterdir()) == []
+
+
+def test_a_refusal_is_known_to_the_next_process_for_a_while(place: Place, held: Held) -> None:
+    assert not held.has_just_refused()
+    held.note_refusal()
+    held.note_refusal()
+    later = Held(Layout(place.path))
+    assert later.has_just_refused()
+    file = Layout(place.path).refusal_file
+    os.utime(file, (0, file.stat().st_mtime - RETRY_SECONDS))
+    assert not later.has_just_refused()
+
+
+def test_a_link_in_the_place_of_the_refusal_is_not_followed(place: Place, held: Held) -> None:
+    (place.path / "theirs").touch()
+    os.utime(place.path / "theirs", (1, 1))
+    Layout(place.path).refusal_file.symlink_to(place.path / "theirs")
+    with pytest.raises(OSError, match="symbolic"):
+        held.note_refusal()
+    assert (place.path / "theirs").stat().st_mtime == 1

@@ -33,11 +33,21 @@ async def test_after_another_worker_any_image_is_expected_but_none_known_to_be_r
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     expected = Expected()
-    expected.taken_over()
+    expected.taken_over(refused=False)
     assert expected.expects("a")
     assert not expected.was_refused("a")
     await trio.sleep(KEPT_SECONDS)
     assert not expected.expects("a")
+
+
+async def test_after_another_worker_that_had_just_refused_an_open_any_may_have_been_that(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    expected = Expected()
+    expected.taken_over(refused=True)
+    assert expected.was_refused("a")
+    await trio.sleep(KEPT_SECONDS)
+    assert not expected.was_refused("a")
 
 
 async def test_what_is_kept_is_released_after_a_moment_in_its_order(
