@@ -20,14 +20,14 @@ from typing import Any
 
 from cachefs.cache.layout import Layout, files_in
 from cachefs.cache.lock import open_shared
-from cachefs.cache.trust import FLAGS, read_trusted
+from cachefs.cache.trust import read_trusted
 from cachefs.errors import InvalidValueError
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 10.0
+RETRY_SECONDS = 30.0
 """Seconds after a refusal in which its open may be tried once more through the next process: as
-long as one takes to come, on a busy machine."""
+long as one takes to come, also after one that fell silent."""
 
 _LONGEST_NOTE = 2**16
 
@@ -96,22 +96,29 @@ class Held:
             raise InvalidValueError(f"the note of {number} is not what cachefs has written")
         return members
 
-    def note_refusal(self) -> None:
-        """An open was refused as stale at this moment. The kernel tries it once more, perhaps
-        through the next process. Raises OSError."""
-        fd = os.open(self._layout.refusal_file, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600)
-        try:
-            os.utime(fd)
-        finally:
-            os.close(fd)
+    def note_refused(self, image_ids: list[str | None]) -> None:
+        """Opens of these images were refused as stale a moment ago; None stands for one of which
+        nobody knows the name. The kernel tries them once more, perhaps through the next process.
+        Raises OSError."""
+        with self._layout.replacing(self._layout.refused_file) as file:
+            file.write(json.dumps(image_ids).encode())
 
-    def has_just_refused(self) -> bool:
-        """Whether an open was refused as stale in the last :data:`RETRY_SECONDS`."""
+    def just_refused(self) -> list[str | None]:
+        """What was noted of refusals in the last :data:`RETRY_SECONDS`; [None] where it makes
+        no sense."""
+        path = self._layout.refused_file
         try:
-            since = time.time() - self._layout.refusal_file.lstat().st_mtime
+            if not 0 <= time.time() - path.lstat().st_mtime < RETRY_SECONDS:
+                return []
+            image_ids = json.loads(read_trusted(path, _LONGEST_NOTE))
         except OSError:
-            return False
-        return 0 <= since < RETRY_SECONDS
+            return []
+        except (ValueError, RecursionError):
+            return [None]
+        whole = isinstance(image_ids, list) and all(
+            image_id is None or isinstance(image_id, str) for image_id in image_ids
+        )
+        return image_ids if whole else [None]
 
     def release(self, number: int) -> None:
         """Hold the file no longer. What cannot be removed is logged: the reader has closed it all

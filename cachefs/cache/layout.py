@@ -36,7 +36,7 @@ class Layout:
         self.beside_maps_dir = self.private_dir / "beside-maps"
         self.aside_dir = self.private_dir / "aside"
         self.lock_file = self.private_dir / "lock"
-        self.refusal_file = self.private_dir / "refused"
+        self.refused_file = self.private_dir / "refused"
         self._names = [str(path) for path in self.directories]
 
     @property

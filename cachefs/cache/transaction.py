@@ -38,6 +38,7 @@ from cachefs.errors import (
     ImageBusyError,
     NoRoomError,
     SourceError,
+    is_shortage_of_files,
 )
 from cachefs.image import Digest
 from cachefs.units import to_ns
@@ -189,11 +190,17 @@ class Transaction:
         """Leave off, and keep what is marked in the map for a later :meth:`Store.begin` of the same
         version. Blocks until it is durable. Without a map, or where another program writes to
         the file, it is :meth:`abort`."""
-        if self.partial is None or (self._open and self._is_anothers()):
+        if self.partial is None:
             self.abort()
         elif self._open:
-            self.partial.sync(self.fd)
-            self._close()
+            try:
+                self.partial.sync(self.fd)
+                anothers = self._is_anothers()  # after the sync, which may take long
+            except OSError as error:
+                if not is_shortage_of_files(error):
+                    raise
+                anothers = False
+            self.abort() if anothers else self._close()
 
     def reject(
         self, error: CacheFSError, source: str | None = None, version: str | None = None

@@ -191,6 +191,7 @@ class Fetcher:
         if second_try is not None:
             second_try.cancel()
         if flight is not None:
+            flight.is_unwanted = True
             flight.cancel(CacheFSError(f"the fetch of {image_id!r} was cancelled"))
             await flight.finished.wait()
 
@@ -244,9 +245,14 @@ class Fetcher:
         if self._settings.keep:
             await self._enqueue(image_id)
 
-    async def _enqueue(self, image_id: str) -> None:
+    async def _enqueue(self, image_id: str, priority: int = 0) -> None:
+        def enqueue() -> None:
+            self._store.enqueue(image_id)
+            if priority:
+                self._store.set_priority(image_id, priority)
+
         try:
-            await trio.to_thread.run_sync(self._store.enqueue, image_id, limiter=self._disk)
+            await trio.to_thread.run_sync(enqueue, limiter=self._disk)
         except ImageExistsError:  # by another process
             pass
         except (CacheFSError, OSError) as error:  # a full disk, say
@@ -268,7 +274,7 @@ class Fetcher:
             if isinstance(flight.error, ChecksumError):
                 self._rejected.add(image_id, version_name(flight.image), str(flight.error))
             return False
-        if not isinstance(flight.error, ChecksumError | ImageChangedError):
+        if flight.is_unwanted or not isinstance(flight.error, ChecksumError | ImageChangedError):
             return False
         scope = self._second_tries[image_id] = trio.CancelScope()
         self._running.start_soon(self._fetch_once_more, flight, scope)
@@ -280,8 +286,8 @@ class Fetcher:
         image_id = flight.image.image_id
         try:
             with scope:
-                if flight.was_queued:
-                    await self._enqueue(image_id)
+                if flight.priority is not None:
+                    await self._enqueue(image_id, flight.priority)
                     if scope.cancel_called:
                         self._unqueue(image_id)
                 await self._fetch(image_id)

@@ -103,8 +103,11 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
-        self.was_queued = False
-        """Whether the image was queued when its bytes were found wrong."""
+        self.priority: int | None = None
+        """That of the image in the queue when its bytes were found wrong; None where it was not
+        queued."""
+        self.is_unwanted = False
+        """Whether a user has cancelled it: then it is not tried once more."""
         self.on_another_file: dict[int, Callable[[], None]] = {}
         """Each is called when the fetch goes on in another file than before; by what the caller
         knows it by."""
@@ -271,7 +274,8 @@ class Flight:
         try:
             return await self._fetch(transaction)
         except ChecksumError as error:
-            self.was_queued = self._store.quick.is_queued(self.image.image_id)
+            if self._store.quick.is_queued(self.image.image_id):
+                self.priority = self._store.priority(self.image.image_id)
             how = partial(
                 Transaction.reject,
                 error=without_traceback(error),

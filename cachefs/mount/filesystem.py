@@ -144,7 +144,7 @@ class Filesystem:
         ):
             nursery.start_soon(task)
         if not first:  # an open may have been refused as stale by the worker before us
-            self._images.expected.taken_over(refused=self._held.has_just_refused())
+            self._images.expected.taken_over(self._held.just_refused())
         await self._takeover.run(open_nodes, first=first)
         log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 

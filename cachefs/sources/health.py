@@ -190,7 +190,7 @@ class Breaker:
         if asked is not None:
             until = max(until, now + min(asked, LONGEST_RETRY_AFTER))
         changed = not self._open or until > self._until
-        if not self._open:
+        if not self._open or asked is not None:
             self._opened_at = now
         self._open, self._until = True, max(self._until, until)
         return changed

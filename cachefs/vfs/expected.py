@@ -8,7 +8,7 @@ For the event loop."""
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -36,12 +36,17 @@ class Expected:
         self._names = {name: until for name, until in self._names.items() if until > now}
         self._names[image_id] = now + KEPT_SECONDS
 
-    def taken_over(self, *, refused: bool) -> None:
-        """An open of any image may have been refused as stale by the worker before this one; with
-        *refused*, one was."""
+    def taken_over(self, refused: Iterable[str | None]) -> None:
+        """An open of any image may have been refused as stale by the worker before this one; those
+        of *refused* were."""
         self._any_until = trio.current_time() + KEPT_SECONDS
-        if refused:
-            self.refused(None)
+        for image_id in refused:
+            self.refused(image_id)
+
+    @property
+    def names(self) -> list[str | None]:
+        """Those of which an open was refused a moment ago."""
+        return list(self._names)
 
     def expects(self, image_id: str) -> bool:
         """Whether the kernel may be about to open this image once more."""

@@ -42,11 +42,11 @@ class Holding:
         """Write down for the next worker what is open as *inode*, and whether it was published."""
         self._held.note(inode, dataclasses.asdict(image) | {COMPLETE: complete})
 
-    def note_refusal(self) -> None:
-        """Write down for the next worker that an open was refused as stale just now."""
+    def note_refused(self, image_ids: list[str | None]) -> None:
+        """Write down for the next worker of which images an open was refused as stale just now."""
         if self.lasting:
             try:
-                self._held.note_refusal()
+                self._held.note_refused(image_ids)
             except OSError as error:
                 log.debug("the next worker will not know of a refused open: %s", error)
 

@@ -4,12 +4,13 @@ bytes and ours never mix.
 Glance writes as ``glance/image_cache/drivers`` does: ``open(incomplete/ID, "wb")``, no lock, then
 rename."""
 
+import errno
 import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ import pytest
 from support.place import Place, content, ids, put, read
 from support.processes import wait_for
 
-from cachefs.cache import Store, Version, lease
+from cachefs.cache import PartialMap, Store, Version, lease
 from cachefs.errors import ChecksumError, ImageBusyError, NoRoomError
 
 SIZE = 1000
@@ -138,6 +139,42 @@ def test_a_writer_whose_file_was_emptied_keeps_nothing_of_it(place: Place) -> No
             store.begin("a", SIZE, VERSION)
         (place.path / "incomplete" / "a").rename(place.path / "a")
         assert read(place.cache(), "a") == THEIRS
+
+
+def test_a_writer_that_leaves_off_looks_again_once_its_bytes_are_on_the_disk(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes long: a Glance may have begun meanwhile."""
+    others = ExitStack()
+    sync = PartialMap.sync
+
+    def slow(partial: PartialMap, fd: int) -> int:
+        others.enter_context(glance(place, data=THEIRS))
+        return sync(partial, fd)
+
+    monkeypatch.setattr(PartialMap, "sync", slow)
+    with opened(place) as store, others:
+        transaction = store.begin("a", SIZE, VERSION)
+        transaction.write(OURS)
+        transaction.keep()
+        others.close()
+        with pytest.raises(ImageBusyError):
+            store.begin("a", SIZE, VERSION)
+
+
+def test_without_a_descriptor_to_spare_what_has_come_is_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*values: object, **rest: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with opened(place) as store:
+        transaction = store.begin("a", SIZE, VERSION)
+        transaction.write(OURS)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", none_left)
+            transaction.keep()
+        assert store.abandoned() == ["a"]
 
 
 def age(place: Place, image_id: str = "a") -> None:

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import trio
 
-from cachefs.cache import Hasher, Layout, Store, Version
+from cachefs.cache import Hasher, Layout, Store, Transaction, Version
 from cachefs.cache.queue import Queue
 from cachefs.errors import (
     DriverError,
@@ -25,7 +25,19 @@ from cachefs.fetcher import Fetcher, Flight, transfer
 from cachefs.fetcher.flight import FlightState
 from cachefs.sources import SourceImage
 
-from .conftest import DATA, MIB, FakeSource, Running, cached, failure_of, fetch, read, sha256, until
+from .conftest import (
+    DATA,
+    MIB,
+    PATIENCE,
+    FakeSource,
+    Running,
+    cached,
+    failure_of,
+    fetch,
+    read,
+    sha256,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
@@ -318,11 +330,37 @@ async def test_a_queued_image_stays_queued_until_it_is_wrong_twice(
     source = Turning({"img": DATA}, digests={"img": sha256(b"other")})
     source.turn = turn
     store.enqueue("img")
+    store.set_priority("img", 7)
     async with running(source, keep=False) as fetcher:
         await until(lambda: len(source.stats) > 1 and not fetcher.under_way())
         assert store.quick.is_queued("img") == (turn == "away")
+        assert store.priority("img") == (7 if turn == "away" else 0)
         assert store.is_cached("img") == (turn == "right")
         assert (store.failure("img") is not None) == (turn == "wrong")
+
+
+async def test_what_is_cancelled_while_its_wrong_bytes_are_put_away_is_not_tried_again(
+    running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.digests["img"] = sha256(b"other")
+    rejecting, go_on = threading.Event(), threading.Event()
+    reject = Transaction.reject
+
+    def slowly(transaction: Transaction, **values: object) -> None:
+        rejecting.set()
+        assert go_on.wait(PATIENCE)
+        reject(transaction, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transaction, "reject", slowly)
+    store.enqueue("img")
+    async with running(source) as fetcher, trio.open_nursery() as nursery:
+        await until(rejecting.is_set)
+        nursery.start_soon(fetcher.cancel, "img")
+        await until(lambda: not store.quick.is_queued("img"))
+        go_on.set()
+        await until(lambda: not fetcher.under_way())
+        assert not store.quick.is_queued("img")
+    assert source.stats == ["img"]
 
 
 async def test_an_image_that_changed_is_fetched_afresh_once(

@@ -188,10 +188,13 @@ def test_listeners_hear_when_a_source_is_left_alone_and_when_it_is_back(clock: C
     assert heard == [True, False]
 
 
+@pytest.mark.parametrize("failed", [0, FAILURES])
 @pytest.mark.parametrize("answer", ["right", "missing"])
 def test_what_was_under_way_does_not_take_back_a_request_to_be_left_alone(
-    breaker: Breaker, clock: Clock, answer: str
+    breaker: Breaker, clock: Clock, answer: str, failed: int
 ) -> None:
+    fail(breaker, clock, failed)
+    clock.now += 0.001
     before = breaker.begin()
     fail(breaker, clock, error=asked_to_wait(600))
     if answer == "right":

@@ -97,7 +97,7 @@ def test_after_a_death_a_worker_that_cannot_be_started_is_tried_again(mode: str)
         with no_interpreter(mount):
             os.kill(pid, signal.SIGKILL)
             eventually(lambda: refused(mount) >= 8)
-            assert opened(mount.server.pid) <= descriptors
+            assert eventually(lambda: opened(mount.server.pid) <= descriptors)
         assert eventually(lambda: mountinfo.is_mounted(mount.path) and mount.new_worker(pid))
         assert eventually(lambda: opened(mount.server.pid) == descriptors)
         mount.go()
@@ -122,11 +122,11 @@ def test_a_plain_mount_is_made_anew_by_an_upgrade_that_cannot_be_started_at_once
     without: Without,
 ) -> None:
     """The old worker has left by then; that it served ends the row of deaths before it."""
-    words = ["give_up_after=3", "first_pause=1"]
+    words = ["give_up_after=3", "first_pause=5"]
     with mounted("supervised-plain", {"plain": MIB}, *words) as mount:
         first = mount.kill_worker()
         second = mount.new_worker(first)
-        time.sleep(0.5)  # longer than Timeouts.settled
+        time.sleep(1.5)  # longer than Timeouts.settled
         with without(mount):
             mount.server.send_signal(signal.SIGHUP)
             eventually(lambda: refused(mount) == 2)

@@ -33,19 +33,21 @@ async def test_after_another_worker_any_image_is_expected_but_none_known_to_be_r
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     expected = Expected()
-    expected.taken_over(refused=False)
+    expected.taken_over([])
     assert expected.expects("a")
     assert not expected.was_refused("a")
     await trio.sleep(KEPT_SECONDS)
     assert not expected.expects("a")
 
 
-async def test_after_another_worker_that_had_just_refused_an_open_any_may_have_been_that(
+async def test_what_another_worker_had_just_refused_is_known_to_have_been_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    expected = Expected()
-    expected.taken_over(refused=True)
+    before, expected = Expected(), Expected()
+    before.refused("a")
+    expected.taken_over(before.names)
     assert expected.was_refused("a")
+    assert not expected.was_refused("b")
     await trio.sleep(KEPT_SECONDS)
     assert not expected.was_refused("a")
 
