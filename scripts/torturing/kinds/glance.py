@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cachefs.cache.lease import CLOSING
 from torturing.content import Image
 from torturing.kind import COMBOS, LeftOutError
 from torturing.kinds.background import meanwhile
@@ -66,6 +67,7 @@ class Glance:
                             world.figures.fault()
                         until(mount.answers, 40)
             mount.stop()
+            time.sleep(CLOSING)  # till then a start of ours leaves a Glance what it may yet rename
             world.check(mount)
             turn += 1
 
