@@ -7,6 +7,7 @@ Owns the nursery that flights run in. Nobody else starts a fetch, and no excepti
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -242,21 +243,20 @@ class Fetcher:
     async def _queue_for_later(self, image_id: str) -> None:
         """A fetch that readers began goes on without them, where it is to: so what passes for the
         queue passes for it, too."""
-        if self._settings.keep:
-            await self._enqueue(image_id)
 
-    async def _enqueue(self, image_id: str, priority: int = 0) -> None:
         def enqueue() -> None:
-            self._store.enqueue(image_id)
-            if priority:
-                self._store.set_priority(image_id, priority)
+            with contextlib.suppress(ImageExistsError):  # cached by another process
+                self._store.enqueue(image_id)
 
+        if self._settings.keep:
+            await self._write_down(f"queue {image_id!r}", enqueue)
+
+    async def _write_down(self, what: str, write: Callable[[], object]) -> None:
+        """*write*, in a thread; what goes wrong is logged, as a failure to do *what*."""
         try:
-            await trio.to_thread.run_sync(enqueue, limiter=self._disk)
-        except ImageExistsError:  # by another process
-            pass
+            await trio.to_thread.run_sync(write, limiter=self._disk)
         except (CacheFSError, OSError) as error:  # a full disk, say
-            log.error("cannot queue %r, and it is not fetched: %s", image_id, error)
+            log.error("cannot %s: %s", what, error)
 
     def _unqueue(self, image_id: str) -> None:
         try:
@@ -283,14 +283,18 @@ class Fetcher:
     async def _fetch_once_more(self, flight: Flight, scope: trio.CancelScope) -> None:
         """The second try, until it has ended either way. What was queued is queued still, wrong
         bytes or not, until they are wrong twice."""
-        image_id = flight.image.image_id
+        image_id, priority = flight.image.image_id, flight.priority
         try:
             with scope:
-                if flight.priority is not None:
-                    await self._enqueue(image_id, flight.priority)
+                if priority is not None:
+                    again = partial(self._store.queue_again, image_id, priority)
+                    await self._write_down(f"queue {image_id!r} again", again)
                     if scope.cancel_called:
                         self._unqueue(image_id)
                 await self._fetch(image_id)
+                if priority is not None and self._store.quick.is_queued(image_id):
+                    forget = partial(self._store.forget_failure, image_id)
+                    await self._write_down(f"forget that {image_id!r} was wrong", forget)
         finally:
             del self._second_tries[image_id]
             self.wake()
