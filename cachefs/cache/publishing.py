@@ -199,11 +199,17 @@ class Publishing:
             raise _taken_away(entry.image_id) from None
 
     def reject(
-        self, path: Path, error: CacheFSError, source: str | None, version: str | None = None
+        self,
+        path: Path,
+        error: CacheFSError,
+        source: str | None,
+        version: str | None = None,
+        *,
+        wanted: bool = False,
     ) -> None:
         """Move bytes that failed verification to ``invalid/``, with the reason."""
         with self._lock:
-            self._wanted.reject(path, error, source, version)
+            self._wanted.reject(path, error, source, version, wanted=wanted)
 
     def _give_up(self, entry: Entry, path: Path, why: str) -> Entry:
         """Drop a verified file that cannot get its name."""

@@ -375,14 +375,6 @@ class Store:
         """Take an image out of the queue; False where it was not in it."""
         return self._wanted.queue.discard(image_id)
 
-    def queue_again(self, image_id: str, priority: int) -> None:
-        """Queue an image that has failed and is being tried once more, unless it is cached; its
-        failure is remembered until the outcome is known."""
-        with self._lock:
-            if self._driver.get(image_id) is None:
-                self._wanted.queue.add(image_id)
-                self._wanted.set_priority(image_id, priority)
-
     def requeue_abandoned(self) -> None:
         """Queue the images that :meth:`abandoned` lists."""
         with self._lock:

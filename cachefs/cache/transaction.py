@@ -61,7 +61,13 @@ class Owner(Protocol):
         """Record the synced file and rename it into place."""
 
     def reject(
-        self, path: Path, error: CacheFSError, source: str | None, version: str | None = None
+        self,
+        path: Path,
+        error: CacheFSError,
+        source: str | None,
+        version: str | None = None,
+        *,
+        wanted: bool = False,
     ) -> None:
         """Move the file to ``invalid/`` and remember why."""
 
@@ -203,15 +209,21 @@ class Transaction:
             self.abort() if anothers else self._close()
 
     def reject(
-        self, error: CacheFSError, source: str | None = None, version: str | None = None
+        self,
+        error: CacheFSError,
+        source: str | None = None,
+        version: str | None = None,
+        *,
+        wanted: bool = False,
     ) -> None:
         """Put the bytes under ``invalid/`` with *error* as the reason; *version* is the caller's
-        name for them. Where another program writes to the file by now, they are its own. After an
-        OSError the transaction is still open."""
+        name for them. The image leaves the queue, but where it is *wanted* still. Where another
+        program writes to the file by now, the bytes are its own. After an OSError the transaction
+        is still open."""
         if self.size is None:
             self._shorten(self._written)
         if not self._is_anothers():
-            self._owner.reject(self.path, error, source, version)
+            self._owner.reject(self.path, error, source, version, wanted=wanted)
         self._remove_map()
         self._close()
 

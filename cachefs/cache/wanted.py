@@ -83,21 +83,29 @@ class Wanted:
         source: str | None = None,
         size: int = 0,
         version: str | None = None,
+        wanted: bool = False,
     ) -> None:
-        """Remember that the image could not be had, and why; it leaves the queue. *version* is the
-        caller's name for the bytes that were wrong."""
+        """Remember that the image could not be had, and why; it leaves the queue, but where it is
+        *wanted* still. *version* is the caller's name for the bytes that were wrong."""
         reason = str(error) or type(error).__name__
         self.failures.add(
             Failure(image_id, reason, self._now(), size=size, source=source, version=version)
         )
-        self.queue.discard(image_id)
+        if not wanted:
+            self.queue.discard(image_id)
 
     def reject(
-        self, path: Path, error: CacheFSError, source: str | None, version: str | None = None
+        self,
+        path: Path,
+        error: CacheFSError,
+        source: str | None,
+        version: str | None = None,
+        *,
+        wanted: bool = False,
     ) -> None:
-        """Move bytes that failed verification to ``invalid/``. Where the reason cannot be written
-        down it is logged: the bytes are a failure by themselves. The caller holds the directory's
-        lock."""
+        """Move bytes that failed verification to ``invalid/``, as :meth:`fail` says. Where the
+        reason cannot be written down it is logged: the bytes are a failure by themselves. The
+        caller holds the directory's lock."""
         size = path.stat().st_size
         try:
             path.rename(self._layout.invalid(path.name))
@@ -106,7 +114,7 @@ class Wanted:
             path.unlink()
             size = 0
         try:
-            self.fail(path.name, error, source=source, size=size, version=version)
+            self.fail(path.name, error, source=source, size=size, version=version, wanted=wanted)
         except OSError as trouble:
             log.error("could not write down that image %r has: %s: %s", path.name, error, trouble)
 

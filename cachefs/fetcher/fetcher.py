@@ -23,7 +23,7 @@ from cachefs.errors import (
 )
 from cachefs.fetcher.answers import Answers
 from cachefs.fetcher.flight import Flight, FlightState, Progress, note_failure
-from cachefs.fetcher.prefetch import Prefetcher
+from cachefs.fetcher.prefetch import PATIENCE, Prefetcher
 from cachefs.fetcher.probes import Probes
 from cachefs.fetcher.rejected import Rejected, version_name
 from cachefs.fetcher.retry import is_final
@@ -36,7 +36,6 @@ from cachefs.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 5.0  # seconds until what could not be queued is tried again
 _PUBLISHING = frozenset({FlightState.PUBLISHING, FlightState.PUBLISHED})
 
 
@@ -102,8 +101,7 @@ class Fetcher:
             self._nursery = nursery
             await self._remember_rejected()  # before any reader comes
             task_status.started()
-            if not await self._requeue_partial():
-                nursery.start_soon(self._requeue_partial_later)
+            nursery.start_soon(self._requeue_partial)
             nursery.start_soon(self._probes.run)
             await self._prefetcher.run()
 
@@ -238,7 +236,8 @@ class Fetcher:
                 log.log(level, "could not fetch %r from %s: %s%s", image_id, source, error, more)
             if not again and not here:
                 await self._queue_for_later(image_id)
-        self._prefetcher.failed(image_id, error, flight.image.size)
+        if not again:
+            self._prefetcher.failed(image_id, error, flight.image.size)
 
     async def _queue_for_later(self, image_id: str) -> None:
         """A fetch that readers began goes on without them, where it is to: so what passes for the
@@ -251,12 +250,15 @@ class Fetcher:
         if self._settings.keep:
             await self._write_down(f"queue {image_id!r}", enqueue)
 
-    async def _write_down(self, what: str, write: Callable[[], object]) -> None:
-        """*write*, in a thread; what goes wrong is logged, as a failure to do *what*."""
+    async def _write_down(self, what: str, write: Callable[[], object]) -> bool:
+        """*write*, in a thread; False where it went wrong, which is logged as a failure to do
+        *what*."""
         try:
             await trio.to_thread.run_sync(write, limiter=self._disk)
         except (CacheFSError, OSError) as error:  # a full disk, say
             log.error("cannot %s: %s", what, error)
+            return False
+        return True
 
     def _unqueue(self, image_id: str) -> None:
         try:
@@ -268,31 +270,29 @@ class Fetcher:
         """Wrong bytes, or an image that changed on the way, are fetched afresh, but once; whether
         they will be."""
         image_id = flight.image.image_id
-        if isinstance(flight.error, ChecksumError):
+        is_wrong, is_last = isinstance(flight.error, ChecksumError), image_id in self._second_tries
+        is_replaced = self.flights.get(image_id) is not flight
+        if is_wrong:
             self.source.forget_digest(image_id)
-        if image_id in self._second_tries or self.flights.get(image_id) is not flight:
-            if isinstance(flight.error, ChecksumError):
+        if is_last or is_replaced:
+            if is_wrong:
                 self._rejected.add(image_id, version_name(flight.image), str(flight.error))
+                if not is_replaced:
+                    self._unqueue(image_id)
             return False
-        if flight.is_unwanted or not isinstance(flight.error, ChecksumError | ImageChangedError):
+        if flight.is_unwanted or not (is_wrong or isinstance(flight.error, ImageChangedError)):
             return False
         scope = self._second_tries[image_id] = trio.CancelScope()
-        self._running.start_soon(self._fetch_once_more, flight, scope)
+        self._running.start_soon(self._fetch_once_more, image_id, scope)
         return True
 
-    async def _fetch_once_more(self, flight: Flight, scope: trio.CancelScope) -> None:
-        """The second try, until it has ended either way. What was queued is queued still, wrong
-        bytes or not, until they are wrong twice."""
-        image_id, priority = flight.image.image_id, flight.priority
+    async def _fetch_once_more(self, image_id: str, scope: trio.CancelScope) -> None:
+        """The second try, until it has ended either way. What is queued still waits for another;
+        that it was wrong once is no matter then."""
         try:
             with scope:
-                if priority is not None:
-                    again = partial(self._store.queue_again, image_id, priority)
-                    await self._write_down(f"queue {image_id!r} again", again)
-                    if scope.cancel_called:
-                        self._unqueue(image_id)
                 await self._fetch(image_id)
-                if priority is not None and self._store.quick.is_queued(image_id):
+                if self._store.quick.is_queued(image_id):
                     forget = partial(self._store.forget_failure, image_id)
                     await self._write_down(f"forget that {image_id!r} was wrong", forget)
         finally:
@@ -312,22 +312,14 @@ class Fetcher:
         except (CacheFSError, OSError) as error:
             log.error("cannot tell which images were found wrong before: %s", error)
 
-    async def _requeue_partial(self) -> bool:
+    async def _requeue_partial(self) -> None:
         """Queue what is incomplete on disk and nobody's: its bytes are of use only when it is
-        done. Whether that could be done."""
-        try:
-            await trio.to_thread.run_sync(self._store.requeue_abandoned, limiter=self._disk)
-        except (CacheFSError, OSError) as error:  # a full disk, say
-            log.error("cannot queue what is incomplete, trying again: %s", error)
-            return False
-        return True
-
-    async def _requeue_partial_later(self) -> None:
-        """As :meth:`_requeue_partial`, until it could be done."""
-        done = False
+        done. Where that cannot be written down it is tried again."""
+        what = "queue what is incomplete, trying again"
+        done = await self._write_down(what, self._store.requeue_abandoned)
         while not done:
-            await trio.sleep(_PATIENCE)
-            done = await self._requeue_partial()
+            await trio.sleep(PATIENCE)
+            done = await self._write_down(what, self._store.requeue_abandoned)
         self.wake()
 
     async def _fetch_queued(self, image_id: str) -> None:

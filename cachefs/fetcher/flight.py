@@ -103,9 +103,6 @@ class Flight:
         self.finished = trio.Event()
         self.fd = -1
         self.opens = 0
-        self.priority: int | None = None
-        """That of the image in the queue when its bytes were found wrong; None where it was not
-        queued."""
         self.is_unwanted = False
         """Whether a user has cancelled it: then it is not tried once more."""
         self.on_another_file: dict[int, Callable[[], None]] = {}
@@ -274,13 +271,12 @@ class Flight:
         try:
             return await self._fetch(transaction)
         except ChecksumError as error:
-            if self._store.quick.is_queued(self.image.image_id):
-                self.priority = self._store.priority(self.image.image_id)
             how = partial(
                 Transaction.reject,
                 error=without_traceback(error),
                 source=self.image.source,
                 version=version_name(self.image),
+                wanted=True,  # who tries it once more says when it is not
             )
             raise
         except Exception as error:

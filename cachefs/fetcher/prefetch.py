@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds after which an ID queued by another process is noticed at the latest."""
 
+PATIENCE = 5.0
+"""Seconds until a queue that cannot be read or written is tried again."""
+
 _MOST_ASKED_FOR = 10_000
-_PATIENCE = 5.0  # seconds until a queue that cannot be read is tried again
 
 
 class Prefetcher:
@@ -59,9 +61,9 @@ class Prefetcher:
                         await self._start_some(nursery)
                     except (CacheFSError, OSError) as error:  # for lack of descriptors, say
                         log.error(
-                            "cannot read the queue, trying again in %.0f s: %s", _PATIENCE, error
+                            "cannot read the queue, trying again in %.0f s: %s", PATIENCE, error
                         )
-                        await trio.sleep(_PATIENCE)
+                        await trio.sleep(PATIENCE)
                 with trio.move_on_after(POLL):
                     await self._woken.wait()
 

@@ -504,7 +504,7 @@ async def test_what_cannot_be_written_down_ends_no_fetcher(
 
     monkeypatch.setattr(Store, "requeue_abandoned", failing)
     monkeypatch.setattr(Store, "fail", fail)
-    monkeypatch.setattr("cachefs.fetcher.fetcher._PATIENCE", 0.01)
+    monkeypatch.setattr("cachefs.fetcher.fetcher.PATIENCE", 0.01)
     async with running(source) as fetcher:
         with pytest.raises(ImageNotFoundError):
             await fetcher.stat("missing")
