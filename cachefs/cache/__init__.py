@@ -9,6 +9,7 @@ from cachefs.cache.open_image import OpenImage
 from cachefs.cache.partial import CHUNK, PartialMap, Version
 from cachefs.cache.queue import Failure
 from cachefs.cache.quick import QuickStore, Waiting
+from cachefs.cache.refusals import Refusals
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.cache.writeback import begin_writeback
@@ -24,6 +25,7 @@ __all__ = [
     "OpenImage",
     "PartialMap",
     "QuickStore",
+    "Refusals",
     "Store",
     "Transaction",
     "Usage",

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,6 @@ from cachefs.cache.trust import read_trusted
 from cachefs.errors import InvalidValueError
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 30.0
-"""Seconds after a refusal in which its open may be tried once more through the next process: as
-long as one takes to come, also after one that fell silent."""
 
 _LONGEST_NOTE = 2**16
 
@@ -95,30 +90,6 @@ class Held:
         if not isinstance(members, dict):
             raise InvalidValueError(f"the note of {number} is not what cachefs has written")
         return members
-
-    def note_refused(self, image_ids: list[str | None]) -> None:
-        """Opens of these images were refused as stale a moment ago; None stands for one of which
-        nobody knows the name. The kernel tries them once more, perhaps through the next process.
-        Raises OSError."""
-        with self._layout.replacing(self._layout.refused_file) as file:
-            file.write(json.dumps(image_ids).encode())
-
-    def just_refused(self) -> list[str | None]:
-        """What was noted of refusals in the last :data:`RETRY_SECONDS`; [None] where it makes
-        no sense."""
-        path = self._layout.refused_file
-        try:
-            if not 0 <= time.time() - path.lstat().st_mtime < RETRY_SECONDS:
-                return []
-            image_ids = json.loads(read_trusted(path, _LONGEST_NOTE))
-        except OSError:
-            return []
-        except (ValueError, RecursionError):
-            return [None]
-        whole = isinstance(image_ids, list) and all(
-            image_id is None or isinstance(image_id, str) for image_id in image_ids
-        )
-        return image_ids if whole else [None]
 
     def release(self, number: int) -> None:
         """Hold the file no longer. What cannot be removed is logged: the reader has closed it all

@@ -206,7 +206,10 @@ class Transaction:
                 if not is_shortage_of_files(error):
                     raise
                 anothers = False
-            self.abort() if anothers else self._close()
+            if anothers:
+                self.abort()
+            else:
+                self._close()
 
     def reject(
         self,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import trio
 
-from cachefs.cache import Held, Layout, Limits, Store
+from cachefs.cache import Held, Layout, Limits, Refusals, Store
 from cachefs.control import Operator, TransportStatus, WorkerStatus, build
 from cachefs.drivers import Entry
 from cachefs.evictor import Evictor
@@ -19,6 +19,7 @@ from cachefs.fuse import Operations
 from cachefs.mount.checks import group_id
 from cachefs.settings import RunningSettings, Settings
 from cachefs.sources import Source
+from cachefs.vfs.expected import Expected
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.images import Images
@@ -71,7 +72,8 @@ class Filesystem:
         )
         self._evictor = Evictor(store, settings.stall_time)
         serials, lasting = Serials(), transport.mode == "relay"
-        self._held = Held(Layout(settings.cache_dir))
+        layout = Layout(settings.cache_dir)
+        self._held = Held(layout)
         self._hits = Hits(store.quick)
         self.open_files = OpenFiles(serials)
         ownership = Ownership(
@@ -95,6 +97,7 @@ class Filesystem:
             serials,
             self.image_files,
             self._hits,
+            expected=Expected(Refusals(layout) if lasting else None),
             fetch_on_miss=settings.on_miss == "fetch",
             ownership=ownership,
         )
@@ -144,7 +147,7 @@ class Filesystem:
         ):
             nursery.start_soon(task)
         if not first:  # an open may have been refused as stale by the worker before us
-            self._images.expected.taken_over(self._held.just_refused())
+            self._images.expected.taken_over()
         await self._takeover.run(open_nodes, first=first)
         log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 

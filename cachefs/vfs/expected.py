@@ -3,14 +3,19 @@
 The kernel answers an ESTALE by one look-up of the name and one more open; a second ESTALE would be
 the reader's (``do_filp_open`` in ``fs/namei.c``). So after an open that was refused as stale, what
 the next look-up of that name finds is kept open for a moment: it cannot be evicted between that
-look-up and the open that follows. Owns those names and what is kept, nothing of how it is opened.
-For the event loop."""
+look-up and the open that follows. Owns those names, which are noted for the next worker of a mount
+that outlives this one, and what is kept; nothing of how it is opened. For the event loop."""
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable
 
 import trio
+
+from cachefs.cache import Refusals
+
+log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 1.0
 """For how long a refused name is remembered, and what its look-up finds is kept: longer than a
@@ -21,9 +26,11 @@ MOST_KEPT = 256
 
 
 class Expected:
-    """Names of which an open is expected, and what is kept for them."""
+    """Names of which an open is expected, and what is kept for them. The names are noted in
+    *refusals*, where another worker may follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: Refusals | None = None) -> None:
+        self._refusals = refusals
         self._names: dict[str | None, float] = {}
         self._kept: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -32,21 +39,20 @@ class Expected:
 
     def refused(self, image_id: str | None) -> None:
         """An open was refused as stale; None where nobody knows of which image."""
-        now = trio.current_time()
-        self._names = {name: until for name, until in self._names.items() if until > now}
-        self._names[image_id] = now + KEPT_SECONDS
+        self._remember(image_id)
+        if self._refusals is not None:
+            try:
+                self._refusals.note(list(self._names))
+            except OSError as error:
+                log.debug("the next worker will not know of a refused open: %s", error)
 
-    def taken_over(self, refused: Iterable[str | None]) -> None:
+    def taken_over(self) -> None:
         """An open of any image may have been refused as stale by the worker before this one; those
-        of *refused* were."""
+        that it has noted were."""
         self._any_until = trio.current_time() + KEPT_SECONDS
-        for image_id in refused:
-            self.refused(image_id)
-
-    @property
-    def names(self) -> list[str | None]:
-        """Those of which an open was refused a moment ago."""
-        return list(self._names)
+        if self._refusals is not None:
+            for image_id in self._refusals.recent():
+                self._remember(image_id)
 
     def expects(self, image_id: str) -> bool:
         """Whether the kernel may be about to open this image once more."""
@@ -89,3 +95,10 @@ class Expected:
                         heapq.heappop(self._kept)[2]()
         finally:
             self.close()
+
+    # Inside
+
+    def _remember(self, image_id: str | None) -> None:
+        now = trio.current_time()
+        self._names = {name: until for name, until in self._names.items() if until > now}
+        self._names[image_id] = now + KEPT_SECONDS

@@ -42,14 +42,6 @@ class Holding:
         """Write down for the next worker what is open as *inode*, and whether it was published."""
         self._held.note(inode, dataclasses.asdict(image) | {COMPLETE: complete})
 
-    def note_refused(self, image_ids: list[str | None]) -> None:
-        """Write down for the next worker of which images an open was refused as stale just now."""
-        if self.lasting:
-            try:
-                self._held.note_refused(image_ids)
-            except OSError as error:
-                log.debug("the next worker will not know of a refused open: %s", error)
-
     def open(self, inode: int) -> int | None:
         """Open the held file; see :meth:`cachefs.cache.held.Held.open`."""
         return self._held.open(inode)

@@ -187,10 +187,6 @@ class ImageFiles:
         inode = join(NodeKind.CACHED, entry.inode)
         return self._files.keep(self._image_file(inode) or self._open(inode, entry.image_id))
 
-    def note_refused(self, image_ids: list[str | None]) -> None:
-        """Opens of these were refused as stale: the next worker is to expect them once more."""
-        self._holding.note_refused(image_ids)
-
     # What is known of open images
 
     def remember(self, entry: Entry) -> None:

@@ -139,11 +139,12 @@ class Images(Directory):
         files: ImageFiles,
         hits: Hits,
         *,
+        expected: Expected,
         fetch_on_miss: bool,
         ownership: Ownership = Ownership(),  # noqa: B008 - it is immutable
     ) -> None:
         self.ownership = ownership
-        self.expected = Expected()
+        self.expected = expected
         self.names = Names()
         self._store = store
         self._fetcher = fetcher
@@ -255,12 +256,12 @@ class Images(Directory):
 
     def cached_refused(self, serial: int) -> None:
         """An open of a cached image was refused as stale."""
-        self._refused(self._files.remembered(serial))
+        self.expected.refused(self._files.remembered(serial))
 
     def lazy_refused(self, serial: int) -> None:
         """An open of an image that was not cached was refused as stale."""
         node = self._lazy.get(serial)
-        self._refused(node.image.image_id if node else None)
+        self.expected.refused(node.image.image_id if node else None)
 
     def forget_lazy(self, serial: int, lookups: int) -> None:
         """The kernel has dropped *lookups* references to a lazy node."""
@@ -325,10 +326,6 @@ class Images(Directory):
         return [join(NodeKind.LAZY, node.serial) for node in nodes if flight.error is not None]
 
     # Inside
-
-    def _refused(self, image_id: str | None) -> None:
-        self.expected.refused(image_id)
-        self._files.note_refused(self.expected.names)
 
     async def _recorded(self, image_id: str) -> Entry | None:
         return await at_once_or(

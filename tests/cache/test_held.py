@@ -7,7 +7,6 @@ import pytest
 from support.place import Place, put
 
 from cachefs.cache import Held, Layout
-from cachefs.cache.held import RETRY_SECONDS
 from cachefs.cache.lock import is_held
 
 
@@ -93,33 +92,3 @@ def test_notes_and_files_go_together(place: Place, held: Held) -> None:
     assert sorted(path.name for path in directory(place).iterdir()) == ["8", "8.json"]
     held.clear()
     assert list(directory(place).iterdir()) == []
-
-
-def test_what_was_refused_is_known_to_the_next_process_for_a_while(
-    place: Place, held: Held
-) -> None:
-    assert held.just_refused() == []
-    held.note_refused(["a"])
-    held.note_refused(["\udcff b", None])
-    later = Held(Layout(place.path))
-    assert later.just_refused() == ["\udcff b", None]
-    file = Layout(place.path).refused_file
-    os.utime(file, (0, file.stat().st_mtime - RETRY_SECONDS))
-    assert later.just_refused() == []
-
-
-@pytest.mark.parametrize("content", ["", '["a', "7", "[7]", "[" * 60_000])
-def test_a_note_of_refusals_that_makes_no_sense_may_be_of_any(
-    place: Place, held: Held, content: str
-) -> None:
-    Layout(place.path).refused_file.write_text(content)
-    assert held.just_refused() == [None]
-
-
-def test_a_link_in_the_place_of_the_refusals_is_not_followed(place: Place, held: Held) -> None:
-    (place.path / "theirs").write_bytes(b"theirs")
-    Layout(place.path).refused_file.symlink_to(place.path / "theirs")
-    assert held.just_refused() == []
-    held.note_refused(["a"])
-    assert (place.path / "theirs").read_bytes() == b"theirs"
-    assert held.just_refused() == ["a"]

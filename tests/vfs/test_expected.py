@@ -1,8 +1,12 @@
 """What is kept for an open that the kernel is about to try once more."""
 
+from pathlib import Path
+
 import trio
 import trio.testing
 
+from cachefs.cache import Layout, Refusals
+from cachefs.cache.claim import claim
 from cachefs.vfs.expected import KEPT_SECONDS, MOST_KEPT, Expected
 
 
@@ -33,7 +37,7 @@ async def test_after_another_worker_any_image_is_expected_but_none_known_to_be_r
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     expected = Expected()
-    expected.taken_over([])
+    expected.taken_over()
     assert expected.expects("a")
     assert not expected.was_refused("a")
     await trio.sleep(KEPT_SECONDS)
@@ -41,15 +45,25 @@ async def test_after_another_worker_any_image_is_expected_but_none_known_to_be_r
 
 
 async def test_what_another_worker_had_just_refused_is_known_to_have_been_refused(
-    autojump_clock: trio.testing.MockClock,
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    before, expected = Expected(), Expected()
+    layout = Layout(tmp_path)
+    claim(layout)
+    before, expected = Expected(Refusals(layout)), Expected(Refusals(layout))
     before.refused("a")
-    expected.taken_over(before.names)
+    before.refused("b")
+    expected.taken_over()
     assert expected.was_refused("a")
-    assert not expected.was_refused("b")
+    assert expected.was_refused("b")
+    assert not expected.was_refused("c")
     await trio.sleep(KEPT_SECONDS)
     assert not expected.was_refused("a")
+
+
+async def test_a_refusal_that_cannot_be_noted_is_known_to_this_worker(tmp_path: Path) -> None:
+    expected = Expected(Refusals(Layout(tmp_path / "missing")))
+    expected.refused("a")
+    assert expected.was_refused("a")
 
 
 async def test_what_is_kept_is_released_after_a_moment_in_its_order(

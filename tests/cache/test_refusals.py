@@ -1,0 +1,47 @@
+"""Which opens were refused as stale, as the next process of a mount hears of it."""
+
+import os
+
+import pytest
+from support.place import Place
+
+from cachefs.cache import Layout, Refusals
+from cachefs.cache.refusals import RETRY_SECONDS
+
+
+@pytest.fixture
+def refusals(place: Place) -> Refusals:
+    place.store().close()  # makes the directories
+    return Refusals(Layout(place.path))
+
+
+def test_what_was_refused_is_known_to_the_next_process_for_a_while(
+    place: Place, refusals: Refusals
+) -> None:
+    assert refusals.recent() == []
+    refusals.note(["a"])
+    refusals.note(["\udcff b", None])
+    later = Refusals(Layout(place.path))
+    assert later.recent() == ["\udcff b", None]
+    file = Layout(place.path).refused_file
+    os.utime(file, (0, file.stat().st_mtime - RETRY_SECONDS))
+    assert later.recent() == []
+
+
+@pytest.mark.parametrize("content", ["", '["a', "7", "[7]", "[" * 60_000])
+def test_a_note_of_refusals_that_makes_no_sense_may_be_of_any(
+    place: Place, refusals: Refusals, content: str
+) -> None:
+    Layout(place.path).refused_file.write_text(content)
+    assert refusals.recent() == [None]
+
+
+def test_a_link_in_the_place_of_the_refusals_is_not_followed(
+    place: Place, refusals: Refusals
+) -> None:
+    (place.path / "theirs").write_bytes(b"theirs")
+    Layout(place.path).refused_file.symlink_to(place.path / "theirs")
+    assert refusals.recent() == []
+    refusals.note(["a"])
+    assert (place.path / "theirs").read_bytes() == b"theirs"
+    assert refusals.recent() == ["a"]
