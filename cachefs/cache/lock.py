@@ -20,6 +20,7 @@ from typing import Final
 
 from cachefs.cache.trust import open_lock, open_trusted
 from cachefs.kernel import ghosts
+from cachefs.kernel.flocks import is_at, lock_until
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +104,8 @@ class DirectoryLock:
     def _lock_until(self, until: float) -> bool:
         if self._depth:
             return True
-        while self._fd >= 0 and _is_named(self._fd, self._path):  # else it takes longer
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    return False
-                time.sleep(_POLL)
-            else:
-                return True
-        return False
+        is_named = self._fd >= 0 and is_at(self._fd, self._path)  # else it takes longer
+        return is_named and lock_until(self._fd, until)
 
     def close(self) -> None:
         """Give the descriptor back; the lock is not used after this."""
@@ -132,7 +125,7 @@ class DirectoryLock:
             except BlockingIOError:
                 if not self._wait():
                     continue
-            if _is_named(self._fd, self._path):
+            if is_at(self._fd, self._path):
                 return
             os.close(self._fd)
             self._fd = -1
@@ -188,7 +181,7 @@ class DirectoryLock:
             alone = open_lock(self._path.with_name(f"{self._path.name}.replace"))
             stack.callback(os.close, alone)
             fcntl.flock(alone, fcntl.LOCK_EX)
-            if not _is_named(self._fd, self._path):
+            if not is_at(self._fd, self._path):
                 return -1
             old = open_lock(self._path)
             stack.callback(os.close, old)
@@ -247,13 +240,6 @@ def holder_text(path: Path) -> str:
     """Who holds an flock on the file, for a message."""
     holder = ghosts.lock_holder(path)
     return f"process {holder[0]} ({holder[1]})" if holder else "a process that is not to be seen"
-
-
-def _is_named(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def own(fd: int) -> None:

@@ -22,7 +22,6 @@ from cachefs.cache.partial import Version
 from cachefs.cache.transaction import (
     Transaction,
     abandoned_map,
-    is_at,
     new_map,
     open_incomplete,
 )
@@ -30,6 +29,7 @@ from cachefs.cache.trust import is_other_kind, what_stands_at
 from cachefs.cache.wanted import Wanted
 from cachefs.drivers import Driver, Entry
 from cachefs.errors import CacheFSError, ImageBusyError, ImageExistsError
+from cachefs.kernel.flocks import is_at
 
 log = logging.getLogger(__name__)
 

@@ -41,6 +41,7 @@ from cachefs.errors import (
     is_shortage_of_files,
 )
 from cachefs.image import Digest
+from cachefs.kernel.flocks import is_at
 from cachefs.units import to_ns
 
 if TYPE_CHECKING:
@@ -386,11 +387,3 @@ def new_map(map_path: Path, version: Version) -> PartialMap:
         return PartialMap.create(map_path, version)
     except ValueError:  # a tag too long for a map: an ETag may have any length
         return PartialMap.create(map_path, replace(version, tag=None))
-
-
-def is_at(fd: int, path: Path) -> bool:
-    """Whether *path* names the open file."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False

@@ -4,7 +4,6 @@ Owns ``.cachefs/index.lock``, whose bytes mean nothing. Not the directory's lock
 for the index. The kernel drops it with the process. Knows nothing of databases.
 """
 
-import fcntl
 import logging
 import os
 import stat
@@ -14,12 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cachefs.drivers.private import give_to_owner, private_dir
+from cachefs.kernel import ghosts
+from cachefs.kernel.flocks import is_at, lock_until
 
 log = logging.getLogger(__name__)
 
 NAME = "index.lock"
 
-_POLL = 0.02  # seconds
+_LOOK = 1.0  # seconds between two looks for a ghost
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -34,7 +35,8 @@ class IndexLock:
     def within(self, seconds: float) -> Iterator[bool]:
         """Have the lock while the block runs, if that takes no longer than so many *seconds* to
         get; False where another process has it still. Nested, the outermost lets go. Where there
-        can be no such lock (a read-only or a full filesystem), it is done without."""
+        can be no such lock (a read-only or a full filesystem), or a ghost has it
+        (:mod:`cachefs.kernel.ghosts`), it is done without."""
         if self._is_held:
             yield True
             return
@@ -64,8 +66,8 @@ class IndexLock:
         while True:
             fd = self._open(path)
             try:
-                _lock(fd, until)
-                if _is_named(fd, path):
+                _lock(fd, path, until)
+                if is_at(fd, path):
                     return fd
             except BaseException:
                 os.close(fd)
@@ -94,20 +96,11 @@ class IndexLock:
         return fd
 
 
-def _lock(fd: int, until: float) -> None:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(_POLL)
-        else:
-            return
-
-
-def _is_named(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
+def _lock(fd: int, path: Path, until: float) -> None:
+    """Lock the file. Raises BlockingIOError where another process has it *until* then, OSError
+    where that is one that opens no index any more: it is not waited for."""
+    while not lock_until(fd, min(until, time.monotonic() + _LOOK)):
+        if ghosts.held_by_ghosts(fd):
+            raise OSError(f"{path} is locked by a killed process that cannot end")
+        if time.monotonic() >= until:
+            raise BlockingIOError(f"another process has {path}")

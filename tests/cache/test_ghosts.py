@@ -13,6 +13,7 @@ from support.processes import wait_for
 
 from cachefs.cache import Version
 from cachefs.cache.lock import DirectoryLock, is_owned
+from cachefs.drivers.index_lock import IndexLock
 from cachefs.errors import ImageBusyError
 from cachefs.kernel import ghosts
 
@@ -20,6 +21,11 @@ LOCK = """
 from cachefs.cache.lock import DirectoryLock
 lock = DirectoryLock(place.path / "lock")
 lock.__enter__()
+"""
+INDEX = """
+from cachefs.drivers.index_lock import IndexLock
+had = IndexLock(place.path).within(0)
+had.__enter__()
 """
 WRITE = """
 from cachefs.cache import Version
@@ -102,6 +108,18 @@ def test_the_lock_of_a_process_that_is_stopped_is_waited_for_and_its_holder_name
         assert not had.is_set()
     assert had.wait(10)
     assert "got the lock" in caplog.text
+
+
+def test_an_index_that_a_killed_process_was_at_is_opened_all_the_same(here: Place) -> None:
+    with ghost(here, INDEX), IndexLock(here.path).within(20) as alone:
+        assert alone
+
+
+def test_an_index_that_a_stopped_process_is_at_is_not_waited_for_without_end(here: Place) -> None:
+    with stopped(here, INDEX), IndexLock(here.path).within(0.1) as alone:
+        assert not alone
+    with IndexLock(here.path).within(10) as alone:
+        assert alone
 
 
 def test_a_description_that_a_living_process_has_too_is_no_ghosts(here: Place) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.cache_dir import CacheDir
@@ -527,17 +528,23 @@ def test_two_that_make_a_lost_index_anew_at_once_make_one(
     cache.close()
 
 
-def test_another_opens_an_index_that_is_made_anew_once_it_is_filled(place_of_it: Path) -> None:
-    cache = CacheDir(place_of_it, "sqlite")
-    one, other = cache.open(), cache.open()
-    fill, filling, go_on = one._database._made_anew, threading.Event(), threading.Event()
+def hold_up(driver: Any) -> tuple[threading.Event, threading.Event]:
+    """Two events: the driver fills an index from the files, and may go on with that."""
+    fill, filling, go_on = driver._database._made_anew, threading.Event(), threading.Event()
 
     def held_up() -> None:
         filling.set()
         assert go_on.wait(10)
         fill()
 
-    one._database._made_anew = held_up
+    driver._database._made_anew = held_up
+    return filling, go_on
+
+
+def test_another_opens_an_index_that_is_made_anew_once_it_is_filled(place_of_it: Path) -> None:
+    cache = CacheDir(place_of_it, "sqlite")
+    one, other = cache.open(), cache.open()
+    filling, go_on = hold_up(one)
     (place_of_it / ".cachefs/cache.db").unlink()
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(one.totals)]
@@ -648,14 +655,7 @@ def test_an_index_that_is_made_anew_is_asked_once_it_is_filled(place_of_it: Path
     """An image that it does not know yet would be taken for one that is not cached."""
     cache = CacheDir(place_of_it, "sqlite")
     driver = cache.open()
-    fill, filling, go_on = driver._database._made_anew, threading.Event(), threading.Event()
-
-    def held_up() -> None:
-        filling.set()
-        assert go_on.wait(10)
-        fill()
-
-    driver._database._made_anew = held_up
+    filling, go_on = hold_up(driver)
     (place_of_it / ".cachefs/cache.db").unlink()
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(driver.get, "a")]
