@@ -40,6 +40,7 @@ from cachefs.errors import (
 )
 from cachefs.fetcher.beside import despite_others
 from cachefs.fetcher.concurrency import gather
+from cachefs.fetcher.flight_file import FlightFile
 from cachefs.fetcher.rejected import version_name
 from cachefs.fetcher.retry import is_final
 from cachefs.fetcher.room import ROOM_POLL
@@ -86,7 +87,7 @@ class Progress:
 
 class Flight:
     """The fetch of one version of one image. :meth:`run` runs it; everything is for the event loop
-    that runs it. *fd* is the file to read from, once :meth:`wait` has returned."""
+    that runs it."""
 
     def __init__(
         self,
@@ -101,13 +102,10 @@ class Flight:
         self.error: CacheFSError | None = None
         self.begun = trio.Event()
         self.finished = trio.Event()
-        self.fd = -1
+        self.file = FlightFile()
         self.opens = 0
         self.is_unwanted = False
         """Whether a user has cancelled it: then it is not tried once more."""
-        self.on_another_file: dict[int, Callable[[], None]] = {}
-        """Each is called when the fetch goes on in another file than before; by what the caller
-        knows it by."""
         self.waits_for_room: str | None = None
         self._recorded = False
         self._verified = image.digest is None
@@ -118,13 +116,17 @@ class Flight:
         self._settings = settings
         self._traffic = traffic
         self._source = source
-        self._given_up: list[int] = []
         self._transfer = self._new_transfer()
         self._hashing = trio.CapacityLimiter(1)
         self._cancel = trio.CancelScope()
         self._why_cancelled: CacheFSError | None = None
 
     # For readers and the curious
+
+    @property
+    def fd(self) -> int:
+        """The file to read from, once :meth:`wait` has returned; -1 where there is none."""
+        return self.file.fd
 
     def progress(self) -> Progress:
         """How far it is."""
@@ -196,10 +198,9 @@ class Flight:
         chunks = self._transfer.map
         return (
             self.error is None
-            and self.fd >= 0
             and chunks.covers(start, stop)
             and (self._verified or not chunks.completes(start, stop))
-            and os.fstat(self.fd).st_size >= self.image.size  # else another program's by now
+            and self.file.has_length(self.image.size)
         )
 
     @property
@@ -332,11 +333,8 @@ class Flight:
         return self.begun.is_set() or self._insists
 
     def _start_over(self) -> None:
-        """Another program has our file: fetch into another one. Readers may be reading from the old
-        one at this moment, so it stays open."""
-        if self.fd >= 0:
-            self._given_up.append(self.fd)
-            self.fd = -1
+        """Another program has our file: fetch into another one."""
+        self.file.give_up()
         self._verified = self.image.digest is None
         before, self._transfer = self._transfer, self._new_transfer()
         self._become(FlightState.STARTING)
@@ -350,11 +348,7 @@ class Flight:
     async def _fetch(self, transaction: Transaction) -> Entry:
         assert transaction.partial is not None
         chunks = transaction.partial
-        # A description of its own, without the writer's lock: readers may keep it after a failure.
-        self.fd = os.open(f"/proc/self/fd/{transaction.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        if self._given_up:  # before anybody reads of it
-            for listener in list(self.on_another_file.values()):
-                listener()
+        self.file.open(transaction.fd)
         self._become(FlightState.FILLING)
         self.begun.set()
         hasher = Hasher(self.image.digest, "sha256")
@@ -437,10 +431,7 @@ class Flight:
 
     def _close_if_unused(self) -> None:
         if self.finished.is_set() and self._readers == 0:
-            for fd in (*self._given_up, self.fd):
-                if fd >= 0:
-                    os.close(fd)
-            self._given_up, self.fd = [], -1
+            self.file.close()
 
 
 async def note_failure(

@@ -78,7 +78,7 @@ class LazyFiles:
             except OSError:
                 self._holding.release(inode)
                 raise
-            flight.on_another_file[inode] = lambda: self._hold_another(flight, inode)
+            flight.file.on_another[inode] = lambda: self._hold_another(flight, inode)
         self._followers[inode] += 1
         handle, pid = (inode, 0) if lasting else (0, pid)
         return LazyFile(
@@ -101,7 +101,7 @@ class LazyFiles:
         self._followers[inode] -= 1
         if self._followers[inode] <= 0:
             del self._followers[inode]
-            flight.on_another_file.pop(inode, None)
+            flight.file.on_another.pop(inode, None)
             self._holding.release(inode)
             if flight.is_published:
                 self._hits.closed(flight.image.image_id)

@@ -126,7 +126,7 @@ async def test_nobody_reads_all_of_a_second_try_before_it_is_verified(
     async with running(source) as fetcher:
         flight = fetcher.start(await fetcher.stat("img"))
         flight.add_reader()
-        flight.on_another_file[0] = second.set
+        flight.file.on_another[0] = second.set
         await second.wait()
         with pytest.raises(ChecksumError):
             await flight.wait(0, len(DATA))

@@ -102,7 +102,7 @@ async def test_what_is_held_is_the_file_that_is_read_though_a_glance_took_the_fi
     async with worker.serving():
         flight = await worker.open()
         await flight.wait(0, MIB)
-        flight.on_another_file[0] = lambda: under_way.append(
+        flight.file.on_another[0] = lambda: under_way.append(
             worker.held.is_incomplete(NUMBER, "img")
         )
         with glance(worker.cache_dir):
