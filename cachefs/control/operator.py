@@ -162,20 +162,23 @@ class Operator:
     # Failures
 
     def invalid(self) -> list[str]:
-        """The images that could not be had, without those that are being tried again."""
-        return self._invalid(self._fetcher.under_way())
+        """The images that could not be had, without those that are about to be tried again."""
+        # In this order: what has just failed is under way, or queued, until that is written down.
+        failed = self._store.failed_ids()
+        under_way, is_queued = self._fetcher.under_way(), self.quick.is_queued
+        return [name for name in failed if name not in under_way and not is_queued(name)]
 
     def forget_failure(self, image_id: str) -> None:
-        """Forget a failure and its bytes. Raises ImageNotFoundError, also while it is being tried
-        again."""
-        if self._fetcher.is_under_way(image_id) or not self._store.forget_failure(image_id):
+        """Forget a failure and its bytes. Raises ImageNotFoundError, also while it is about to be
+        tried again."""
+        if self._is_wanted(image_id) or not self._store.forget_failure(image_id):
             raise ImageNotFoundError(f"image {image_id!r} is not invalid")
         self._fetcher.forget_rejected(image_id)
 
     def invalid_record(self, image_id: str) -> ImageRecord | None:
         """The record of a failure, with its reason."""
         failure = self._store.failure(image_id)
-        if failure is None or self._fetcher.is_under_way(image_id):
+        if failure is None or self._is_wanted(image_id):
             return None
         return ImageRecord(
             image_id,
@@ -289,7 +292,7 @@ class Operator:
             "evictions": self._store.quick.evictions,
             "queued": len(self._queued(under_way)),
             "fetching": len(self._incomplete(under_way)),
-            "invalid": len(self._invalid(under_way)),
+            "invalid": len(self.invalid()),
             "driver": self._store.driver_name,
             "cache_dir": str(self._store.cache_dir),
             "sources": [
@@ -308,8 +311,9 @@ class Operator:
     def _incomplete(self, under_way: set[str]) -> list[str]:
         return sorted({*under_way, *(name for name, _ in self._store.incomplete())})
 
-    def _invalid(self, under_way: set[str]) -> list[str]:
-        return [image_id for image_id in self._store.failed_ids() if image_id not in under_way]
+    def _is_wanted(self, image_id: str) -> bool:
+        """Whether the image is queued or under way, whatever became of it before."""
+        return self._fetcher.is_under_way(image_id) or self.quick.is_queued(image_id)
 
 
 def cached_record(entry: Entry) -> ImageRecord:

@@ -337,7 +337,8 @@ class Fetcher:
             flight = self.start(image)
         except CacheFSError as error:
             if is_final(error) and (not queued or self._store.quick.is_queued(image_id)):
-                await note_failure(self._store, image_id, error, self.source.url, self._disk)
+                if await note_failure(self._store, image_id, error, self.source.url, self._disk):
+                    return  # if it is queued by now, it was asked for since
             elif not is_final(error) and not queued:
                 await self._queue_for_later(image_id)
             self._prefetcher.failed(image_id, error)

@@ -440,9 +440,9 @@ async def note_failure(
     error: CacheFSError,
     source: str | None,
     disk: trio.CapacityLimiter,
-) -> None:
+) -> bool:
     """Make *error* the reason why the image is invalid. Not cancellable; what goes wrong is
-    logged."""
+    logged, and then it is False."""
     log.warning("could not fetch %r from %s: %s", image_id, source, error)
     with trio.CancelScope(shield=True):
         try:
@@ -451,6 +451,8 @@ async def note_failure(
             )
         except (CacheFSError, OSError) as trouble:
             log.error("could not write down why %r failed: %s", image_id, trouble)
+            return False
+    return True
 
 
 def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:

@@ -194,6 +194,23 @@ async def test_what_was_asked_for_anew_is_tried_at_once(
         await until(lambda: source.stats)
 
 
+async def test_what_is_queued_while_a_no_is_written_down_does_not_wait_for_it(
+    running: Running, source: FakeSource, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.fetcher.retry.FIRST_PAUSE", 1000)
+    fail = store.fail
+
+    def fail_and_queue(image_id: str, *arguments: object, **options: object) -> None:
+        fail(image_id, *arguments, **options)  # type: ignore[arg-type]
+        source.images["late"] = DATA
+        store.enqueue(image_id)
+
+    monkeypatch.setattr(store, "fail", fail_and_queue)
+    async with running(source) as fetcher:
+        queue(store, fetcher, "late")
+        await until(lambda: store.quick.get("late"))
+
+
 async def test_a_fetch_that_readers_began_goes_on_in_the_queue_after_an_outage(
     running: Running, held: FakeSource, store: Store
 ) -> None:

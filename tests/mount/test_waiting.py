@@ -51,6 +51,31 @@ def test_a_queued_image_waits_out_an_origin_that_refuses_everybody_for_a_while(
         mount.clean_up()
 
 
+def test_what_is_queued_is_not_invalid_whatever_became_of_it_before(make_mount: MakeMount) -> None:
+    """Who saw a failure that had yet to leave the queue touched what was queued, in vain."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send_head(503, {"Content-Length": 0, "Retry-After": 1000})
+
+    with misbehaving(answer) as server:
+        mount = make_mount(source=server.url)
+        mount.expect(AWAY)
+        mount.touch("queue/disk.img")
+        mount.wait_listed("queue", "disk.img")
+        rejected = mount.cache_dir / "invalid" / "disk.img"
+        rejected.write_bytes(b"of an earlier try, a Glance's say")
+        assert mount.listed("invalid") == []
+        assert mount.status()["invalid"] == 0
+        for tool in ("cat", "rm"):
+            refused = mount.run(tool, f"{mount.control}/invalid/disk.img", check=False)
+            assert "No such file" in refused.stderr
+        assert rejected.exists()
+        mount.remove("queue/disk.img")
+        assert mount.listed("invalid") == ["disk.img"]
+        assert mount.record("invalid/disk.img")["state"] == "invalid"
+        mount.clean_up()
+
+
 def test_queued_images_wait_for_room_and_each_is_fetched_once(make_mount: MakeMount) -> None:
     """Ten of 20 MiB under 50 MiB: six of them ended in invalid/."""
     mount = make_mount(source=NGINX, options=["--max-size", str(5 * MIB)])
