@@ -9,7 +9,7 @@ from cachefs.cache.open_image import OpenImage
 from cachefs.cache.partial import CHUNK, PartialMap, Version
 from cachefs.cache.queue import Failure
 from cachefs.cache.quick import QuickStore, Waiting
-from cachefs.cache.refusals import Refusals
+from cachefs.cache.refusals import Kept, Refusals, Refused
 from cachefs.cache.store import Store
 from cachefs.cache.transaction import Hasher, Transaction
 from cachefs.cache.writeback import begin_writeback
@@ -20,12 +20,14 @@ __all__ = [
     "Hasher",
     "Held",
     "ImageCache",
+    "Kept",
     "Layout",
     "Limits",
     "OpenImage",
     "PartialMap",
     "QuickStore",
     "Refusals",
+    "Refused",
     "Store",
     "Transaction",
     "Usage",

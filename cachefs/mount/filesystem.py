@@ -114,7 +114,13 @@ class Filesystem:
         tree = _tree(self._images, operator, serials, group_id(settings))
         self.operations = Operations(tree, serials, self.open_files, self._statfs)
         self._takeover = Takeover(
-            self.open_files, self.image_files, store.quick, self._held, self._fetcher
+            self.open_files,
+            self.image_files,
+            store.quick,
+            self._held,
+            self._fetcher,
+            expected=self._images.expected,
+            keep_for_open=self._images.keep_for_open,
         )
 
     def connect(self, kernel: Invalidations) -> None:
@@ -146,8 +152,6 @@ class Filesystem:
             self._hits.run,
         ):
             nursery.start_soon(task)
-        if not first:  # an open may have been refused as stale by the worker before us
-            self._images.expected.taken_over()
         await self._takeover.run(open_nodes, first=first)
         log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 

@@ -34,7 +34,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 
-from cachefs.cache import Held, OpenImage, QuickStore
+from cachefs.cache import Held, Kept, OpenImage, QuickStore
 from cachefs.drivers import Entry, file_id, is_marked_private
 from cachefs.errors import CacheFSError, ImageNotFoundError, IndexBusyError, StaleError
 from cachefs.fetcher import Flight
@@ -181,11 +181,17 @@ class ImageFiles:
         opens at once."""
         return LostFile(inode, lambda: self._holding.release(inode))
 
-    def keep(self, entry: Entry) -> Callable[[], None]:
+    def keep(self, entry: Entry, *, lasts: bool) -> tuple[Callable[[], None], Kept | None]:
         """Keep a cached image open, so that it can be opened whatever becomes of it, until the
-        function that is returned is called; no hit. Raises StaleError where it has gone."""
+        function that is returned is called; no hit. Where it *lasts*, the next worker can open it,
+        too, if it is told of what is returned besides. Raises StaleError where it has gone."""
         inode = join(NodeKind.CACHED, entry.inode)
-        return self._files.keep(self._image_file(inode) or self._open(inode, entry.image_id))
+        file = self._image_file(inode) or self._open(inode, entry.image_id)
+        return self._files.keep(file), Kept(inode) if lasts and self._hold_open(file) else None
+
+    def keep_for_open(self, file: ImageFile) -> tuple[Callable[[], None], Kept]:
+        """As :meth:`keep`, of what an earlier worker has kept."""
+        return self._files.keep(file), Kept(file.handle)
 
     # What is known of open images
 
@@ -313,6 +319,16 @@ class ImageFiles:
         file = ImageFile(image, self._reader, inode, self._closed)
         self._files.enter(file)
         return file
+
+    def _hold_open(self, file: ImageFile) -> bool:
+        """Hold an open file beyond this worker; False where that cannot be done."""
+        if file.held or not self._holding.lasting:
+            return file.held
+        try:
+            file.held = self._holding.keep_open(file.fd, file.handle)
+        except OSError as error:
+            log.debug("the next worker will not know what is kept for an open: %s", error)
+        return file.held
 
     def _hold_leaving(self, file: ImageFile) -> None:
         """Hold the file of an image that was opened while it was being evicted. Raises StaleError

@@ -11,11 +11,11 @@ follows (:mod:`cachefs.vfs.expected`), so no reader ever gets ESTALE."""
 
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import trio
 
-from cachefs.cache import QuickStore
+from cachefs.cache import Kept, QuickStore
 from cachefs.drivers import Entry
 from cachefs.errors import (
     ImageExistsError,
@@ -185,14 +185,26 @@ class Images(Directory):
         """The node, or that of the version that is being fetched; its fetch is begun, and kept for
         the open that follows."""
         try:
-            flight = self._flight(node)
+            self._keep(node)
         except StaleError:
             node = self._known(node.image.image_id) or node
-            flight = self._flight(node)
+            self._keep(node)
+        return node
+
+    def _keep(self, node: LazyNode) -> None:
+        flight = self._flight(node)
         flight.insist()
         flight.add_reader()
-        self.expected.keep(flight.drop_reader)
-        return node
+        kept = Kept(join(NodeKind.LAZY, node.serial), asdict(node.image))
+        self.expected.keep(flight.drop_reader, kept)
+
+    def keep_for_open(self, serial: int, image: SourceImage) -> None:
+        """Have a node again that the kernel has looked up through an earlier worker, and is about
+        to open: its fetch is begun. Raises why it cannot be."""
+        node = LazyNode(self, image, serial, trio.current_time(), lookups=1)
+        self._keep(node)
+        self._lazy[serial] = node
+        self._lazy_by_id.setdefault(image.image_id, node)
 
     async def _cached(self, image_id: str) -> CachedNode | None:
         """The node of an image if it is cached; kept open where the kernel is to open it next."""
@@ -200,7 +212,8 @@ class Images(Directory):
             self._files.remember(entry)
             if self.expected.expects(image_id):
                 try:
-                    self.expected.keep(self._files.keep(entry))
+                    lasts = self.expected.was_refused(image_id)
+                    self.expected.keep(*self._files.keep(entry, lasts=lasts))
                 except StaleError:  # it has just been evicted: look again
                     continue
                 except IndexBusyError:

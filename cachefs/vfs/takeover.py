@@ -2,7 +2,8 @@
 
 The transport's table says which nodes are open and how often; ``.cachefs/held`` has the files that
 lost their names, and notes of those that were being fetched. From both this makes the registry
-(:mod:`cachefs.vfs.open_files`) what it was, before any request is answered.
+(:mod:`cachefs.vfs.open_files`) what it was, before any request is answered. What was kept for an
+open that the kernel is about to try once more (:mod:`cachefs.vfs.expected`) is kept again.
 
 INVARIANT: a held file is taken for an image only if it was published: the file of a fetch that
 failed, or was cancelled, is full of holes.
@@ -11,20 +12,22 @@ INVARIANT: every image that the kernel has open is in the registry, readable or 
 last close releases what is held for it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from cachefs.cache import Held, QuickStore
+from cachefs.cache import Held, Kept, QuickStore
 from cachefs.errors import CacheFSError, StaleError
 from cachefs.fetcher import Fetcher
 from cachefs.image import Digest
 from cachefs.sources import SourceImage
+from cachefs.vfs.expected import Expected
 from cachefs.vfs.holding import COMPLETE
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.in_threads import at_once_or
 from cachefs.vfs.inodes import NodeKind, split
 from cachefs.vfs.nodes import NOBODY, OpenFile
 from cachefs.vfs.open_files import OpenFiles
+from cachefs.vfs.open_images import ImageFile
 
 log = logging.getLogger(__name__)
 
@@ -39,21 +42,47 @@ class Takeover:
         store: QuickStore,
         held: Held,
         fetcher: Fetcher,
+        *,
+        expected: Expected,
+        keep_for_open: Callable[[int, SourceImage], None],
     ) -> None:
         self._files = files
         self._images = images
         self._store = store
         self._held = held
         self._fetcher = fetcher
+        self._expected = expected
+        self._keep_for_open = keep_for_open
 
     async def run(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
-        """Take up *open_nodes*, each with how often it is open, and release what no kernel has
-        open: left by a worker that was killed in an open, or by an earlier mount where this worker
-        is the mount's *first*. What cannot be taken up is logged, and its readers get EIO."""
-        self._held.keep_only(() if first else open_nodes)
+        """Take up *open_nodes*, each with how often it is open, and what the worker before has kept
+        for an open that is about to come. Release all else: left by a worker that was killed in an
+        open, or by an earlier mount where this worker is the mount's *first*. What cannot be taken
+        up is logged, and its readers get EIO."""
+        kept = [] if first else self._expected.taken_over()
+        kept = [each for each in kept if each.inode not in open_nodes]
+        named = {each.inode for each in kept if each.image is None}  # else it is fetched anew
+        self._held.keep_only(() if first else {*open_nodes, *named})
         for inode, opens in open_nodes.items():
             if split(inode)[0] in (NodeKind.CACHED, NodeKind.LAZY):
                 self._files.grant(await self._take_up(inode), inode, opens)
+        for each in kept:
+            await self._keep(each)
+
+    async def _keep(self, kept: Kept) -> None:
+        """Keep what the worker before has kept, for as long; nobody has read anything of it."""
+        kind, serial = split(kept.inode)
+        try:
+            if kind == NodeKind.LAZY and kept.image is not None:
+                self._keep_for_open(serial, _noted_image(kept.image))
+            elif kind == NodeKind.CACHED:
+                file = await self._reopen(kept.inode)
+                if isinstance(file, ImageFile):
+                    self._expected.keep(*self._images.keep_for_open(file))
+                    return
+        except (CacheFSError, OSError) as error:
+            log.info("what was kept as %d for an open cannot be had: %s", kept.inode, error)
+        self._held.release(kept.inode)
 
     async def _take_up(self, inode: int) -> OpenFile:
         """Open the image again, or what stands for one that is lost."""
@@ -82,10 +111,7 @@ class Takeover:
         if members is None:
             return None
         complete = members.pop(COMPLETE, False)
-        try:
-            image = _image(members)
-        except (KeyError, TypeError, ValueError) as error:  # of another version's, say
-            raise StaleError(f"the note of it makes no sense: {error!r}") from error
+        image = _noted_image(members)
         if not complete and self._held.is_incomplete(inode, image.image_id):
             flight = self._fetcher.start(image)
             if flight.image != image:
@@ -100,7 +126,11 @@ class Takeover:
         return self._images.open_held(inode, image.image_id, private=image.private)
 
 
-def _image(members: dict[str, Any]) -> SourceImage:
-    """What :func:`dataclasses.asdict` made of a SourceImage, as one again."""
-    digest = members["digest"]
-    return SourceImage(**{**members, "digest": Digest(**digest) if digest else None})
+def _noted_image(members: dict[str, Any]) -> SourceImage:
+    """What :func:`dataclasses.asdict` made of a SourceImage, as one again. Raises StaleError where
+    it makes no sense, as another version's may not."""
+    try:
+        digest = members["digest"]
+        return SourceImage(**{**members, "digest": Digest(**digest) if digest else None})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StaleError(f"the note of it makes no sense: {error!r}") from error

@@ -5,7 +5,7 @@ import os
 import pytest
 from support.place import Place
 
-from cachefs.cache import Layout, Refusals
+from cachefs.cache import Kept, Layout, Refusals, Refused
 from cachefs.cache.refusals import RETRY_SECONDS
 
 
@@ -18,22 +18,30 @@ def refusals(place: Place) -> Refusals:
 def test_what_was_refused_is_known_to_the_next_process_for_a_while(
     place: Place, refusals: Refusals
 ) -> None:
-    assert refusals.recent() == []
-    refusals.note(["a"])
-    refusals.note(["\udcff b", None])
+    assert refusals.recent() == Refused()
+    refusals.note(Refused(("a",)))
+    noted = Refused(("\udcff b", None), (Kept(2**57 + 1), Kept(7, {"size": 1, "digest": None})))
+    refusals.note(noted)
     later = Refusals(Layout(place.path))
-    assert later.recent() == ["\udcff b", None]
+    assert later.recent() == noted
     file = Layout(place.path).refused_file
     os.utime(file, (0, file.stat().st_mtime - RETRY_SECONDS))
-    assert later.recent() == []
+    assert later.recent() == Refused()
 
 
-@pytest.mark.parametrize("content", ["", '["a', "7", "[7]", "[" * 60_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", '["a', "7", "{}", "[" * 60_000, '{"refused": [7], "kept": []}'),
+        *('{"refused": [], "kept": [[1]]}', '{"refused": [], "kept": [["1", null]]}'),
+        '{"refused": [], "kept": [[1, 2]]}',
+    ],
+)
 def test_a_note_of_refusals_that_makes_no_sense_may_be_of_any(
     place: Place, refusals: Refusals, content: str
 ) -> None:
     Layout(place.path).refused_file.write_text(content)
-    assert refusals.recent() == [None]
+    assert refusals.recent() == Refused((None,))
 
 
 def test_a_link_in_the_place_of_the_refusals_is_not_followed(
@@ -41,7 +49,7 @@ def test_a_link_in_the_place_of_the_refusals_is_not_followed(
 ) -> None:
     (place.path / "theirs").write_bytes(b"theirs")
     Layout(place.path).refused_file.symlink_to(place.path / "theirs")
-    assert refusals.recent() == []
-    refusals.note(["a"])
+    assert refusals.recent() == Refused()
+    refusals.note(Refused(("a",)))
     assert (place.path / "theirs").read_bytes() == b"theirs"
-    assert refusals.recent() == ["a"]
+    assert refusals.recent() == Refused(("a",))

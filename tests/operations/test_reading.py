@@ -9,6 +9,7 @@ import trio
 from support.fake_source import MIB, FakeSource
 from support.requests import Handle, context
 
+from cachefs.cache import ImageCache
 from cachefs.drivers import Entry
 from cachefs.errors import CacheFSError, StaleError
 from cachefs.fetcher import Flight
@@ -362,6 +363,70 @@ async def test_an_image_closed_while_its_number_is_looked_up_in_a_thread_is_stal
         await worker.ask.release(earlier)
         with pytest.raises(StaleError):
             await node.open(NOBODY, writing=False)
+
+
+@every_driver
+async def test_what_is_looked_up_after_a_refusal_is_opened_though_its_worker_dies_and_it_is_evicted(
+    served: Served, driver: str
+) -> None:
+    """The kernel asks no third time: so the reader had ESTALE."""
+    async with served(driver=driver, on_miss="enoent", dies=True) as worker:
+        old = join(NodeKind.CACHED, worker.put("a", b"old"))
+        worker.store.evict("a")
+        worker.put("a", SMALL)
+        with refused(errno.ESTALE):
+            await worker.ask.open_inode(old)
+        new = (await worker.ask.lookup("images/a")).st_ino
+        worker.store.evict("a")
+    async with served(driver=driver, on_miss="enoent", first=False) as worker:
+        handle = await worker.ask.open_inode(new)
+        await until(lambda: worker.filesystem._images.expected.idle)
+        assert await worker.ask.read_all(handle) == SMALL
+        await worker.ask.release(handle)
+        assert worker.held == []
+
+
+async def test_what_is_kept_for_an_open_that_never_comes_is_released_by_the_next_worker(
+    served: Served,
+) -> None:
+    async with served(on_miss="enoent", dies=True) as worker:
+        worker.put("a", SMALL)
+        worker.filesystem._images.expected.refused("a")
+        inode = (await worker.ask.lookup("images/a")).st_ino
+        worker.store.evict("a")
+    async with served(on_miss="enoent", first=False) as worker:
+        assert worker.held == [str(inode)]
+        await until(lambda: worker.filesystem._images.expected.idle)
+        assert worker.held == []
+        assert len(worker.filesystem.open_files) == 0
+    async with served(on_miss="enoent", first=False) as worker:
+        assert worker.filesystem._images.expected.idle
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_fetch_begun_after_a_refusal_is_opened_though_its_worker_dies(
+    served: Served, source: FakeSource, cached: bool
+) -> None:
+    async with served(dies=True) as worker:
+        old = (await worker.ask.lookup("images/img")).st_ino
+        await worker.ask.cat("images/img")
+        await worker.cached("img")
+        worker.store.evict("img")
+        with refused(errno.ESTALE):
+            await worker.ask.open_inode(old)
+        source.gate.clear()
+        source.free = 0
+        new = (await worker.ask.lookup("images/img")).st_ino
+        assert split(new)[0] == NodeKind.LAZY
+    source.gate.set()
+    if cached:  # by another, a Glance say, while nobody serves
+        ImageCache(worker.layout.base).cache_image_iter("img", [DATA])
+    async with served(first=False) as worker:
+        handle = await worker.ask.open_inode(new)
+        assert await worker.ask.read_all(handle) == DATA
+        await worker.ask.release(handle)
+        await worker.cached("img")
+        assert worker.held == []
 
 
 async def test_a_closed_image_is_never_granted(served: Served) -> None:

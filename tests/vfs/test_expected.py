@@ -5,7 +5,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from cachefs.cache import Layout, Refusals
+from cachefs.cache import Kept, Layout, Refusals
 from cachefs.cache.claim import claim
 from cachefs.vfs.expected import KEPT_SECONDS, MOST_KEPT, Expected
 
@@ -58,6 +58,22 @@ async def test_what_another_worker_had_just_refused_is_known_to_have_been_refuse
     assert not expected.was_refused("c")
     await trio.sleep(KEPT_SECONDS)
     assert not expected.was_refused("a")
+
+
+async def test_what_is_kept_is_known_to_the_next_worker_until_it_is_released(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    layout = Layout(tmp_path)
+    claim(layout)
+    before = Expected(Refusals(layout))
+    nursery.start_soon(before.run)
+    before.refused("a")
+    before.keep(lambda: None, Kept(7))
+    before.keep(lambda: None, Kept(8, {"size": 3}))
+    before.keep(lambda: None)
+    assert Expected(Refusals(layout)).taken_over() == (Kept(7), Kept(8, {"size": 3}))
+    await trio.sleep(1.5 * KEPT_SECONDS)
+    assert Expected(Refusals(layout)).taken_over() == ()
 
 
 async def test_a_refusal_that_cannot_be_noted_is_known_to_this_worker(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from support.place import content
 from cachefs.cache import Held, Layout, Limits, Store
 from cachefs.fetcher import Fetcher, FetchSettings, Flight
 from cachefs.units import Amount
+from cachefs.vfs.expected import Expected
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.inodes import NodeKind, Serials, join
@@ -130,7 +131,13 @@ async def test_who_reads_reads_on_through_the_next_worker_though_a_glance_was_fa
     worker = make_worker()
     async with worker.serving():
         takeover = Takeover(
-            worker.registry, worker.files, worker.store.quick, worker.held, worker.fetcher
+            worker.registry,
+            worker.files,
+            worker.store.quick,
+            worker.held,
+            worker.fetcher,
+            expected=Expected(),
+            keep_for_open=lambda _serial, _image: None,
         )
         await takeover.run({NUMBER: 1}, first=False)
         grant = worker.registry.opened(NUMBER)

@@ -7,6 +7,7 @@ import pytest
 
 from cachefs.cache import Held, ImageCache, Layout, Limits, Store
 from cachefs.units import Amount
+from cachefs.vfs.expected import Expected
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.inodes import NodeKind, Serials, join
@@ -27,7 +28,15 @@ async def test_a_note_that_makes_no_sense_costs_its_readers_only(
         held = Held(Layout(tmp_path))
         files = ImageFiles(store.quick, held, registry, Hits(store.quick), lasting=True)
         unused: Any = None  # no fetch is resumed
-        takeover = Takeover(registry, files, store.quick, held, unused)
+        takeover = Takeover(
+            registry,
+            files,
+            store.quick,
+            held,
+            unused,
+            expected=Expected(),
+            keep_for_open=unused,
+        )
         entry = store.quick.get("a")
         assert entry is not None
         lazy, cached = join(NodeKind.LAZY, 5), join(NodeKind.CACHED, entry.inode)
