@@ -144,6 +144,7 @@ class Filesystem:
         workers left open; see :meth:`cachefs.vfs.takeover.Takeover.run`. No other worker serves the
         mount now, and no request is answered before this returns."""
         await trio.to_thread.run_sync(self._running.take_up)
+        await self._takeover.run(open_nodes, first=first)  # before anything is evicted
         await nursery.start(self._fetcher.run)
         for task in (
             self._evictor.run,
@@ -152,7 +153,7 @@ class Filesystem:
             self._hits.run,
         ):
             nursery.start_soon(task)
-        await self._takeover.run(open_nodes, first=first)
+        await self._takeover.go_on()
         log.info("serving %s at %s", self._fetcher.source.url, self._running.current.mountpoint)
 
     def end(self) -> None:

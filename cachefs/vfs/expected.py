@@ -1,9 +1,10 @@
 """Opens that the kernel is about to try once more, and what is kept open for them.
 
 The kernel answers an ESTALE by one look-up of the name and one more open; a second ESTALE would be
-the reader's (``do_filp_open`` in ``fs/namei.c``). So after an open that was refused as stale, what
-the next look-up of that name finds is kept open for a moment: it cannot be evicted between that
-look-up and the open that follows. Owns those names, which are noted for the next worker of a mount
+the reader's (``do_filp_open`` in ``fs/namei.c``); so does it where it asks for a node's attributes
+before it opens it. So after a request that was refused as stale, what the next look-up of that name
+finds is kept open for a moment: it cannot be evicted between that look-up and the open that
+follows. Owns those names, which are noted for the next worker of a mount
 that outlives this one, and what is kept, which is noted, too: the open may come to the next worker.
 Knows nothing of how it is opened. For the event loop."""
 

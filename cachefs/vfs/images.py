@@ -268,11 +268,11 @@ class Images(Directory):
         return node
 
     def cached_refused(self, serial: int) -> None:
-        """An open of a cached image was refused as stale."""
+        """What was asked of a cached image was refused as stale."""
         self.expected.refused(self._files.remembered(serial))
 
     def lazy_refused(self, serial: int) -> None:
-        """An open of an image that was not cached was refused as stale."""
+        """What was asked of an image that was not cached was refused as stale."""
         node = self._lazy.get(serial)
         self.expected.refused(node.image.image_id if node else None)
 

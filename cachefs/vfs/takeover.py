@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Takeover:
-    """Takes up open images into *files*. For the event loop; *fetcher* must be running."""
+    """Takes up open images into *files*. For the event loop."""
 
     def __init__(
         self,
@@ -53,21 +53,33 @@ class Takeover:
         self._fetcher = fetcher
         self._expected = expected
         self._keep_for_open = keep_for_open
+        self._open_nodes: dict[int, int] = {}
+        self._kept: list[Kept] = []
 
     async def run(self, open_nodes: Mapping[int, int], *, first: bool) -> None:
-        """Take up *open_nodes*, each with how often it is open, and what the worker before has kept
-        for an open that is about to come. Release all else: left by a worker that was killed in an
-        open, or by an earlier mount where this worker is the mount's *first*. What cannot be taken
-        up is logged, and its readers get EIO."""
-        kept = [] if first else self._expected.taken_over()
-        kept = [each for each in kept if each.inode not in open_nodes]
-        named = {each.inode for each in kept if each.image is None}  # else it is fetched anew
+        """Take up what is cached of *open_nodes*, each with how often it is open, and of what the
+        worker before has kept for an open that is about to come; :meth:`go_on` takes up the rest.
+        Release all else: left by a worker that was killed in an open, or by an earlier mount where
+        this worker is the mount's *first*. What cannot be taken up is logged, and its readers get
+        EIO. Nothing may be evicted before this returns: what is open is not known to be."""
+        kept = () if first else self._expected.taken_over()
+        self._open_nodes = dict(open_nodes)
+        self._kept = [each for each in kept if each.inode not in open_nodes]
+        named = {each.inode for each in self._kept if each.image is None}  # else fetched anew
         self._held.keep_only(() if first else {*open_nodes, *named})
-        for inode, opens in open_nodes.items():
-            if split(inode)[0] in (NodeKind.CACHED, NodeKind.LAZY):
+        await self._take_up_all(NodeKind.CACHED)
+
+    async def go_on(self) -> None:
+        """Take up what was being fetched: the fetcher runs by now."""
+        await self._take_up_all(NodeKind.LAZY)
+
+    async def _take_up_all(self, kind: NodeKind) -> None:
+        for inode, opens in self._open_nodes.items():
+            if split(inode)[0] == kind:
                 self._files.grant(await self._take_up(inode), inode, opens)
-        for each in kept:
-            await self._keep(each)
+        for each in self._kept:
+            if split(each.inode)[0] == kind:
+                await self._keep(each)
 
     async def _keep(self, kept: Kept) -> None:
         """Keep what the worker before has kept, for as long; nobody has read anything of it."""

@@ -1,6 +1,7 @@
 """The whole tree, and the way from an inode number to its node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cachefs.errors import IndexBusyError, StaleError
@@ -20,8 +21,8 @@ def _let_be(serial: int) -> None:
 @dataclass(frozen=True, slots=True)
 class Nodes:
     """How nodes of a kind are found: *find* gives the node of a serial (raises StaleError),
-    *forget* hears that the kernel has dropped some references to it, *refused* that an open of it
-    was refused as stale. Where *find* may raise IndexBusyError, *wait* is called in a thread
+    *forget* hears that the kernel has dropped some references to it, *refused* that what was asked
+    of it was refused as stale. Where *find* may raise IndexBusyError, *wait* is called in a thread
     instead."""
 
     find: Callable[[int], Node]
@@ -48,25 +49,16 @@ class Tree:
     async def open(self, inode: int, caller: Caller, *, writing: bool) -> OpenFile:
         """Open the node of an inode number. Raises StaleError, upon which the kernel looks the name
         up again, and as :meth:`Node.open`."""
-        try:
-            node = await self.node_when_free(inode)
+        with self._telling_of_refusals(inode):
+            node = await self._find(inode)
             return await node.open(caller, writing=writing)
-        except StaleError:
-            kind, serial = split(inode)
-            if kind in self._kinds:
-                self._kinds[kind].refused(serial)
-            raise
 
     async def node_when_free(self, inode: int) -> Node:
-        """As :meth:`node`, where the index may be locked."""
-        try:
-            return self.node(inode)
-        except IndexBusyError:
-            kind, serial = split(inode)
-            wait = self._kinds[kind].wait
-            if wait is None:
-                raise
-            return await in_thread(lambda: wait(serial))
+        """As :meth:`node`, where the index may be locked. A StaleError has the kernel look the name
+        up again, as of an open: it may ask for a node's attributes before it opens it
+        (``fuse_perm_getattr`` in ``fs/fuse/dir.c``)."""
+        with self._telling_of_refusals(inode):
+            return await self._find(inode)
 
     def is_image(self, inode: int) -> bool:
         """Whether the number is that of ``images/`` or of a file in it."""
@@ -77,6 +69,28 @@ class Tree:
         kind, serial = split(inode)
         if kind in self._kinds:
             self._kinds[kind].forget(serial, lookups)
+
+    # Inside
+
+    async def _find(self, inode: int) -> Node:
+        try:
+            return self.node(inode)
+        except IndexBusyError:
+            kind, serial = split(inode)
+            wait = self._kinds[kind].wait
+            if wait is None:
+                raise
+            return await in_thread(lambda: wait(serial))
+
+    @contextmanager
+    def _telling_of_refusals(self, inode: int) -> Iterator[None]:
+        try:
+            yield
+        except StaleError:
+            kind, serial = split(inode)
+            if kind in self._kinds:
+                self._kinds[kind].refused(serial)
+            raise
 
 
 def fixed(nodes: list[Node]) -> Nodes:

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from typing import Any
 
 import pytest
 import trio
@@ -12,10 +13,11 @@ from support.requests import Handle, context
 from cachefs.cache import ImageCache
 from cachefs.drivers import Entry
 from cachefs.errors import CacheFSError, StaleError
-from cachefs.fetcher import Flight
+from cachefs.fetcher import Fetcher, Flight
 from cachefs.vfs.hits import Hits
 from cachefs.vfs.inodes import IMAGES_INODE, NodeKind, join, split
 from cachefs.vfs.nodes import NOBODY
+from cachefs.vfs.open_files import OpenFiles
 
 from .conftest import DATA, Served, Worker, every_driver, every_mode, refused, sha256, until
 
@@ -386,6 +388,25 @@ async def test_what_is_looked_up_after_a_refusal_is_opened_though_its_worker_die
         assert worker.held == []
 
 
+@every_mode
+async def test_an_image_is_kept_for_its_open_when_its_attributes_were_refused(
+    served: Served, mode: str
+) -> None:
+    """The kernel asks for attributes that it does not believe any more before it opens."""
+    async with served(mode=mode, on_miss="enoent") as worker:
+        old = join(NodeKind.CACHED, worker.put("a", b"old"))
+        worker.store.evict("a")
+        worker.put("a", SMALL)
+        with refused(errno.ESTALE):
+            await worker.ask.getattr(old)
+        new = (await worker.ask.lookup("images/a")).st_ino
+        worker.store.evict("a")
+        assert (await worker.ask.getattr(new)).st_size == len(SMALL)
+        handle = await worker.ask.open_inode(new)
+        assert await worker.ask.read_all(handle) == SMALL
+        await worker.ask.release(handle)
+
+
 async def test_what_is_kept_for_an_open_that_never_comes_is_released_by_the_next_worker(
     served: Served,
 ) -> None:
@@ -427,6 +448,30 @@ async def test_a_fetch_begun_after_a_refusal_is_opened_though_its_worker_dies(
         await worker.ask.release(handle)
         await worker.cached("img")
         assert worker.held == []
+
+
+async def test_what_is_open_is_known_before_the_next_worker_fetches_or_evicts(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a queued image needs room for could be what a reader has open."""
+    async with served(images={"a": SMALL}, dies=True) as worker:
+        handle = await worker.ask.open("images/a")
+    order = []
+    run, grant = Fetcher.run, OpenFiles.grant
+
+    def granting(self: OpenFiles, *arguments: Any, **rest: Any) -> Any:
+        order.append("open")
+        return grant(self, *arguments, **rest)
+
+    async def running(self: Fetcher, *arguments: Any, **rest: Any) -> None:
+        order.append("fetch")
+        await run(self, *arguments, **rest)
+
+    monkeypatch.setattr(OpenFiles, "grant", granting)
+    monkeypatch.setattr(Fetcher, "run", running)
+    async with served(first=False, open_nodes={handle.inode: 1}) as worker:
+        assert order == ["open", "fetch"]
+        await worker.ask.release(handle)
 
 
 async def test_a_closed_image_is_never_granted(served: Served) -> None:

@@ -140,6 +140,7 @@ async def test_who_reads_reads_on_through_the_next_worker_though_a_glance_was_fa
             keep_for_open=lambda _serial, _image: None,
         )
         await takeover.run({NUMBER: 1}, first=False)
+        await takeover.go_on()
         grant = worker.registry.opened(NUMBER)
         assert grant is not None
         assert isinstance(grant.file, LazyFile)

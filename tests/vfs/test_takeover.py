@@ -42,6 +42,7 @@ async def test_a_note_that_makes_no_sense_costs_its_readers_only(
         lazy, cached = join(NodeKind.LAZY, 5), join(NodeKind.CACHED, entry.inode)
         (tmp_path / ".cachefs" / "held" / f"{lazy}.json").write_text(note)
         await takeover.run({lazy: 1, cached: 1}, first=False)
+        await takeover.go_on()
         lost = registry.opened(lazy)
         assert lost is not None
         assert isinstance(lost.file, LostFile)
