@@ -10,6 +10,7 @@ is stale, and the kernel looks the name up again; what it finds then is kept for
 follows (:mod:`cachefs.vfs.expected`), so no reader ever gets ESTALE."""
 
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
@@ -49,6 +50,10 @@ from cachefs.vfs.waiting import unless_interrupted
 
 ANSWER_TIMEOUT = 5.0
 """Seconds for which the source's description of an image is believed without a fetch of it."""
+
+
+_UNKNOWN = 2**62
+"""A number of references that the kernel never comes to the end of."""
 
 
 class CachedNode(Node):
@@ -191,20 +196,28 @@ class Images(Directory):
             self._keep(node)
         return node
 
-    def _keep(self, node: LazyNode) -> None:
+    def _keep(self, node: LazyNode, forget: Callable[[], object] = lambda: None) -> None:
         flight = self._flight(node)
         flight.insist()
         flight.add_reader()
+
+        def release() -> None:
+            forget()
+            flight.drop_reader()
+
         kept = Kept(join(NodeKind.LAZY, node.serial), asdict(node.image))
-        self.expected.keep(flight.drop_reader, kept)
+        self.expected.keep(release, kept)
 
     def keep_for_open(self, serial: int, image: SourceImage) -> None:
         """Have a node again that the kernel has looked up through an earlier worker, and is about
-        to open: its fetch is begun. Raises why it cannot be."""
-        node = LazyNode(self, image, serial, trio.current_time(), lookups=1)
-        self._keep(node)
+        to open: its fetch is begun. Raises why it cannot be.
+
+        How many references the kernel has to it nobody knows. So it lasts for as long as it is
+        kept, whatever the kernel forgets, and no look-up finds it: else the kernel, forgetting
+        those of the earlier worker, would have it gone with one that it has just been given."""
+        node = LazyNode(self, image, serial, trio.current_time(), lookups=_UNKNOWN)
+        self._keep(node, lambda: self._lazy.pop(serial, None))
         self._lazy[serial] = node
-        self._lazy_by_id.setdefault(image.image_id, node)
 
     async def _cached(self, image_id: str) -> CachedNode | None:
         """The node of an image if it is cached; kept open where the kernel is to open it next."""

@@ -450,6 +450,30 @@ async def test_a_fetch_begun_after_a_refusal_is_opened_though_its_worker_dies(
         assert worker.held == []
 
 
+async def test_what_the_kernel_forgets_of_an_earlier_worker_costs_no_reader_its_open(
+    served: Served, source: FakeSource
+) -> None:
+    """The number that the next worker had again for an open was given to look-ups, too."""
+    async with served(dies=True) as worker:
+        worker.filesystem._images.expected.refused("img")
+        source.gate.clear()
+        source.free = 0
+        for _ in range(5):
+            before = (await worker.ask.lookup("images/img")).st_ino
+    async with served(first=False) as worker:
+        source.gate.clear()
+        inode = (await worker.ask.lookup("images/img")).st_ino
+        await worker.ask.operations.forget([(before, 5)])
+        source.gate.set()
+        handles = [await worker.ask.open_inode(each) for each in (inode, before)]
+        for handle in handles:
+            assert await worker.ask.read_all(handle) == DATA
+            await worker.ask.release(handle)
+        await until(lambda: worker.filesystem._images.expected.idle)
+        with refused(errno.ESTALE):
+            await worker.ask.open_inode(before)
+
+
 async def test_what_is_open_is_known_before_the_next_worker_fetches_or_evicts(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
