@@ -24,7 +24,7 @@ def reconcile(layout: Layout, driver: Driver, queue: Queue, failures: Failures) 
     adopted, dropped = driver.reconcile()
     if adopted or dropped:
         log.info("adopted %d images without a record, dropped %d records", adopted, dropped)
-    _mend_incomplete(layout)
+    _mend_incomplete(layout, driver)
     for name, status in list(files_in(layout.scratch_dir)):
         if status.st_mtime < time.time() - SCRATCH_AGE:
             _remove(layout.scratch_dir / name)
@@ -41,14 +41,17 @@ def _discard(wanted: Queue | Failures, image_id: str) -> None:
         log.error("what was queued or failed as %r stays: %s", image_id, error)
 
 
-def _mend_incomplete(layout: Layout) -> None:
-    """Keep what has a map to be gone on with, remove the rest. What cannot be removed counts on,
-    and is tried again when room is needed."""
+def _mend_incomplete(layout: Layout, driver: Driver) -> None:
+    """Keep what has a map to be gone on with, remove the rest: also what nobody wants any more,
+    since another writer has cached the image, and no reader has it open. What cannot be removed
+    counts on, and is tried again when room is needed."""
     maps = {name for name, _ in files_in(layout.maps_dir)}
-    partial = {name for name, _ in files_in(layout.incomplete_dir)}
-    for name in partial - maps:
-        _remove_abandoned(layout.incomplete(name))
-    for name in maps - partial:
+    partial = dict(files_in(layout.incomplete_dir))
+    for name, status in partial.items():
+        if name not in maps or (status.st_nlink == 1 and driver.get(name) is not None):
+            _remove_abandoned(layout.incomplete(name))
+    partial = dict(files_in(layout.incomplete_dir))
+    for name in maps - partial.keys():
         _remove(layout.map(name))
     for name, status in list(files_in(layout.beside_dir)):
         if status.st_nlink == 1:  # else a reader's, who is to read on through the next worker

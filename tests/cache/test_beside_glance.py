@@ -196,6 +196,29 @@ def test_a_map_of_ours_does_not_make_another_programs_file_ours(place: Place) ->
     assert read(place.cache(), "a") == THEIRS
 
 
+@pytest.mark.parametrize("open_still", [False, True])
+def test_what_was_begun_of_an_image_that_another_has_cached_since_goes_at_the_next_start(
+    place: Place, open_still: bool
+) -> None:
+    """Nobody would go on with it, and its room would be taken until somebody wants that; but a
+    reader that has it open reads on through the next worker."""
+    with opened(place) as store:
+        store.begin("a", SIZE, VERSION).keep()
+    incomplete = place.path / "incomplete" / "a"
+    held = place.path / ".cachefs" / "held" / "7"
+    if open_still:
+        held.hardlink_to(incomplete)
+    (place.path / "a").write_bytes(THEIRS)
+    with opened(place) as store:
+        assert store.quick.get("a") is not None
+        assert incomplete.exists() == open_still
+        assert store.usage().reserved == (SIZE if open_still else 0)
+        assert (
+            list((place.path / ".cachefs" / "maps").iterdir())
+            == [place.path / ".cachefs" / "maps" / "a"] * open_still
+        )
+
+
 def test_beside_a_living_writer_an_image_can_be_written_and_published(place: Place) -> None:
     with opened(place) as store, glance(place) as file:
         write(store, beside=True)
