@@ -262,6 +262,9 @@ class Supervisor:
     def _judge(self, worker: WorkerProcess, now: float) -> None:
         timeouts = self._timeouts
         if worker.process.poll() is not None:
+            for word in worker.listen(now):  # its last, said since it was heard
+                if word in (READY, UNMOUNTED):
+                    self._on_word(worker, word, now)
             self._on_gone(worker, worker.how_it_ended, now)
         elif worker.killed_at is not None:
             if now - worker.killed_at > timeouts.kill_grace:
