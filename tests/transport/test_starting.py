@@ -1,4 +1,5 @@
-"""A worker that cannot be started: no process or descriptor is left, or no interpreter is there."""
+"""A worker that cannot be started: no process or descriptor is left, or no interpreter is there; and
+one that is killed as soon as it has begun."""
 
 import errno
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from cachefs.kernel import mountinfo, mounting
 from cachefs.kernel.mounting import MountOptions
-from cachefs.supervise.process import spawn
+from cachefs.supervise.process import WorkerProcess, spawn
 from cachefs.supervise.protocol import Inheritance
 from cachefs.supervise.supervisor import Supervisor
 from cachefs.transport.base import TransportInfo
@@ -188,3 +189,43 @@ def test_a_first_worker_that_cannot_be_started_raises_and_unmounts(tmp_path: Pat
         supervisor.run()
     assert not mountinfo.is_mounted(mountpoint)
     assert opened("self") == before
+
+
+SPEAKS_AND_DIES = """
+import json, os, signal, socket
+inherited = json.loads(os.environ["CACHEFS_WORKER"])
+supervisor = socket.socket(fileno=inherited["control"])
+if inherited["restarts"]:
+    supervisor.send(b"unmounted")
+else:
+    supervisor.send(b"ready")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_first_worker_that_is_killed_as_soon_as_it_serves_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had said that it serves since it was last listened to, so it passed for one that never
+    had, and the mount was given up."""
+    listen = WorkerProcess.listen
+    early: set[int] = set()
+
+    def listen_too_early(self: WorkerProcess, now: float) -> list[bytes]:
+        if self.pid in early:
+            return listen(self, now)
+        early.add(self.pid)
+        self.process.wait(10)
+        return []
+
+    monkeypatch.setattr(WorkerProcess, "listen", listen_too_early)
+    ready: list[bool] = []
+    supervisor = Supervisor(
+        [sys.executable, "-c", SPEAKS_AND_DIES],
+        str(tmp_path),
+        TransportInfo("plain", False, ""),
+        on_ready=lambda: ready.append(True),
+    )
+    assert supervisor.run() == 0
+    assert ready == [True]
+    assert supervisor.restarts == 1
