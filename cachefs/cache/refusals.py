@@ -16,7 +16,7 @@ RETRY_SECONDS = 30.0
 """Seconds after a refusal in which its open may be tried once more through the next process: as
 long as one takes to come, also after one that fell silent."""
 
-_LONGEST = 2**18  # bytes
+_LONGEST = 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True)

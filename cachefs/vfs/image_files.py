@@ -189,10 +189,6 @@ class ImageFiles:
         file = self._image_file(inode) or self._open(inode, entry.image_id)
         return self._files.keep(file), Kept(inode) if lasts and self._hold_open(file) else None
 
-    def keep_for_open(self, file: ImageFile) -> tuple[Callable[[], None], Kept]:
-        """As :meth:`keep`, of what an earlier worker has kept."""
-        return self._files.keep(file), Kept(file.handle)
-
     # What is known of open images
 
     def remember(self, entry: Entry) -> None:

@@ -27,7 +27,6 @@ from cachefs.vfs.in_threads import at_once_or
 from cachefs.vfs.inodes import NodeKind, split
 from cachefs.vfs.nodes import NOBODY, OpenFile
 from cachefs.vfs.open_files import OpenFiles
-from cachefs.vfs.open_images import ImageFile
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +86,11 @@ class Takeover:
         try:
             if kind == NodeKind.LAZY and kept.image is not None:
                 self._keep_for_open(serial, _noted_image(kept.image))
-            elif kind == NodeKind.CACHED:
-                file = await self._reopen(kept.inode)
-                if isinstance(file, ImageFile):
-                    self._expected.keep(*self._images.keep_for_open(file))
-                    return
+                return
+            file = await self._reopen(kept.inode)
+            if file is not None:
+                self._expected.keep(self._files.keep(file), kept)
+                return
         except (CacheFSError, OSError) as error:
             log.info("what was kept as %d for an open cannot be had: %s", kept.inode, error)
         self._held.release(kept.inode)

@@ -30,6 +30,14 @@ async def hits(worker: Worker, image_id: str) -> int:
     return int(shown["hits"])
 
 
+def replaced(worker: Worker) -> int:
+    """The inode that image a had before it was evicted, and cached with other bytes."""
+    old = join(NodeKind.CACHED, worker.put("a", b"old"))
+    worker.store.evict("a")
+    worker.put("a", SMALL)
+    return old
+
+
 # Cached
 
 
@@ -373,9 +381,7 @@ async def test_what_is_looked_up_after_a_refusal_is_opened_though_its_worker_die
 ) -> None:
     """The kernel asks no third time: so the reader had ESTALE."""
     async with served(driver=driver, on_miss="enoent", dies=True) as worker:
-        old = join(NodeKind.CACHED, worker.put("a", b"old"))
-        worker.store.evict("a")
-        worker.put("a", SMALL)
+        old = replaced(worker)
         with refused(errno.ESTALE):
             await worker.ask.open_inode(old)
         new = (await worker.ask.lookup("images/a")).st_ino
@@ -394,9 +400,7 @@ async def test_an_image_is_kept_for_its_open_when_its_attributes_were_refused(
 ) -> None:
     """The kernel asks for attributes that it does not believe any more before it opens."""
     async with served(mode=mode, on_miss="enoent") as worker:
-        old = join(NodeKind.CACHED, worker.put("a", b"old"))
-        worker.store.evict("a")
-        worker.put("a", SMALL)
+        old = replaced(worker)
         with refused(errno.ESTALE):
             await worker.ask.getattr(old)
         new = (await worker.ask.lookup("images/a")).st_ino
