@@ -1,5 +1,5 @@
-"""A worker that cannot be started: no process or descriptor is left, or no interpreter is there; and
-one that is killed as soon as it has begun."""
+"""A worker that cannot be started: no process or descriptor is left, or no interpreter is there.
+And one that is killed as soon as it serves."""
 
 import errno
 import os
