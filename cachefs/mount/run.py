@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,12 @@ from cachefs.transport.probe import UnavailableError, probe
 from cachefs.units import human_size
 
 log = logging.getLogger(__name__)
+
+ENDING = 5.0
+"""Seconds that are given to a daemon whose mount is gone to let go of the cache directory: killed,
+it has its memory to give back before its locks are free."""
+
+_LOOK_EVERY = 0.05  # seconds
 
 
 def run(settings: Settings) -> int:
@@ -159,15 +166,30 @@ def _claim(private: Path) -> int:
     except OSError as error:
         raise _unusable(private.parent, error) from error
     try:
-        own(fd)
-    except BlockingIOError:
-        other = _claimed_for(fd)
+        _own_after_predecessor(fd, private)
+    except BaseException:
         os.close(fd)
-        raise _in_use(private.parent, other) from None
+        raise
     if os.fstat(fd).st_nlink == 0:  # of a mount that failed, and has just cleaned up
         os.close(fd)
         raise MountError(f"the cache directory {private.parent} has just been removed: try again")
     return fd
+
+
+def _own_after_predecessor(fd: int, private: Path) -> None:
+    """Own the claimed file, once who had it is gone. Raises MountError where its mount lives, or it
+    does not end."""
+    deadline = time.monotonic() + ENDING
+    while True:
+        try:
+            return own(fd)
+        except BlockingIOError:
+            other = _claimed_for(fd)
+            if other is not None and _is_served_from(other, private.parent):
+                raise _in_use(private.parent, other) from None
+            if time.monotonic() > deadline:
+                raise _held(private.parent, other) from None
+        time.sleep(_LOOK_EVERY)
 
 
 def _mark(lock: int, cache_dir: Path, mountpoint: Path) -> None:
@@ -195,12 +217,25 @@ def _claimed_for(fd: int) -> Path | None:
     return Path(os.fsdecode(content)) if content.startswith(b"/") and b"\0" not in content else None
 
 
-def _in_use(cache_dir: Path, mountpoint: Path | None) -> MountError:
-    if mountpoint is None:
-        return MountError(f"another daemon is using the cache directory {cache_dir}")
+def _in_use(cache_dir: Path, mountpoint: Path) -> MountError:
     return MountError(
         f"another daemon is using the cache directory {cache_dir}, for the mount at {mountpoint}: "
         f"`cachefs umount {mountpoint}`, or name another with --cache-dir"
+    )
+
+
+def _held(cache_dir: Path, mountpoint: Path | None) -> MountError:
+    """Somebody has the directory, and no mount of it is to be seen."""
+    if mountpoint is None:
+        where = "has no mount yet: wait for it to end"
+    else:
+        where = (
+            f"its mount at {mountpoint} is not to be seen here: it ends with its last reader, or is"
+            " another container's; wait"
+        )
+    return MountError(
+        f"another daemon is using the cache directory {cache_dir}, and {where}, or name another "
+        "with --cache-dir"
     )
 
 

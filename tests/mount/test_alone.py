@@ -3,13 +3,15 @@
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from support.cachefs_mount import Mounted
 from support.disturb import KILLED, supervisor
 from support.processes import wait_for
 
+from cachefs.cache.lock import own
 from cachefs.kernel import mounting
 
 from .conftest import MakeMount
@@ -24,6 +26,52 @@ def directory_lock(mount: Mounted) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+@contextmanager
+def predecessor(mount: Mounted) -> Iterator[Callable[[], None]]:
+    """The claim on the cache directory, held as by a daemon that was killed and has not quite
+    ended: its mount is gone. Gives what ends it."""
+    mount.stop()
+    fd = os.open(mount.cache_dir / ".cachefs/daemon", os.O_RDWR)
+    try:
+        assert os.pread(fd, 4096, 0) == os.fsencode(mount.mountpoint)
+        own(fd)
+        yield lambda: os.close(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def test_a_mount_waits_for_its_predecessor_to_end(make_mount: MakeMount) -> None:
+    mount = make_mount()
+    data = mount.origin.put("a", 1000)
+    with predecessor(mount) as end:
+        waiting = threading.Timer(1.5, end)
+        waiting.start()
+        mount.start()
+        waiting.join()
+    assert mount.cat("a") == data
+
+
+def test_a_predecessor_that_does_not_end_is_told_of(make_mount: MakeMount) -> None:
+    mount = make_mount()
+    with predecessor(mount) as end:
+        refused = mount.run(*mount.command, check=False)
+        end()
+    assert refused.status == 1
+    assert f"its mount at {mount.mountpoint} is not to be seen here" in refused.stderr
+    assert "--cache-dir" in refused.stderr
+
+
+def test_one_that_has_no_mount_yet_is_told_of(make_mount: MakeMount) -> None:
+    mount = make_mount()
+    with predecessor(mount) as end:
+        (mount.cache_dir / ".cachefs/daemon").write_bytes(b"")
+        refused = mount.run(*mount.command, check=False)
+        end()
+    assert refused.status == 1
+    assert "has no mount yet" in refused.stderr
 
 
 def test_a_worker_that_waits_for_a_strangers_lock_goes_on_waiting_and_names_it(
