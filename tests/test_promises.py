@@ -208,6 +208,7 @@ def test_the_control_file_of_a_toy_setting_shows_it_and_changes_it(copy: Copy) -
         from cachefs.settings import RunningSettings, Settings, load
         from cachefs.vfs.inodes import Serials
         from cachefs.vfs.nodes import NOBODY
+        from cachefs.vfs.shown import Shown
 
         layout = Layout(Path("cache"))
         claim(layout)
@@ -218,7 +219,7 @@ def test_the_control_file_of_a_toy_setting_shows_it_and_changes_it(copy: Copy) -
         )
 
         async def main():
-            node = await build(operator, Serials(), None)[0].lookup(b"toy_pace", NOBODY)
+            node = await build(operator, Serials(), None, Shown())[0].lookup(b"toy_pace", NOBODY)
             file = await node.open(NOBODY, writing=True)
             before = await file.read(0, 4096)
             await file.write(0, b"2m\\n")
@@ -240,10 +241,11 @@ def test_a_toy_control_file_is_in_the_tree_and_answers_a_read(copy: Copy) -> Non
         from cachefs.control import build
         from cachefs.vfs.inodes import Serials
         from cachefs.vfs.nodes import NOBODY
+        from cachefs.vfs.shown import Shown
 
         async def main():
             operator = SimpleNamespace(queued=lambda: ["a", "b"], quick=None)
-            node = await build(operator, Serials(), None)[0].lookup(b"toy", NOBODY)
+            node = await build(operator, Serials(), None, Shown())[0].lookup(b"toy", NOBODY)
             file = await node.open(NOBODY, writing=False)
             print(await file.read(0, 4096))
 

@@ -14,6 +14,7 @@ import trio
 from cachefs.control.operator import Operator
 from cachefs.errors import InvalidValueError, NotPermittedError
 from cachefs.vfs.nodes import Attributes, Caller, Node, OpenFile
+from cachefs.vfs.shown import Shown
 
 MAX_VALUE = 4096
 """Bytes of a value: one page, as for a sysfs attribute. A write of less than a page is whole."""
@@ -61,9 +62,12 @@ Declared = Text | Lines
 class ControlFile(Node):
     """The node of a declared file."""
 
-    def __init__(self, declared: Declared, operator: Operator, inode: int, gid: int | None) -> None:
+    def __init__(
+        self, declared: Declared, operator: Operator, inode: int, gid: int | None, shown: Shown
+    ) -> None:
         self.declared = declared
         self._operator = operator
+        self._shown = shown
         mode = stat.S_IFREG
         if declared.show is not None:
             mode |= 0o444
@@ -76,8 +80,8 @@ class ControlFile(Node):
 
     async def open(self, caller: Caller, *, writing: bool) -> OpenFile:
         if isinstance(self.declared, Lines):
-            return OpenLines(self.declared, self._operator)
-        return OpenText(self.declared, self._operator)
+            return OpenLines(self.declared, self._operator, self._shown)
+        return OpenText(self.declared, self._operator, self._shown)
 
     def truncate(self) -> None:
         """``echo >`` truncates first; there is nothing to empty."""
@@ -90,19 +94,27 @@ class ControlFile(Node):
 
 class OpenText(OpenFile):
     """A file that shows or takes one value. What is read stays the same until it is read from the
-    start again."""
+    start again, over a new worker, too; *shown* is what keeps it for that one."""
 
-    def __init__(self, declared: Declared, operator: Operator) -> None:
+    def __init__(self, declared: Declared, operator: Operator, shown: Shown) -> None:
         self._declared = declared
         self._operator = operator
-        self._shown = b""
+        self._kept = shown
+        self._handle = 0
+        self._shown: bytes | None = None
+
+    def known_as(self, handle: int) -> None:
+        self._handle = handle
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         if self._declared.show is None:
             raise NotPermittedError(f"{self._declared.name} is write-only")
-        if offset == 0 or not self._shown:  # or begun through an earlier daemon
+        if offset and self._shown is None:
+            self._shown = self._kept.kept(self._handle, offset)
+        if offset == 0 or self._shown is None:
             text = await trio.to_thread.run_sync(self._declared.show, self._operator)
             self._shown = text.encode()
+            self._kept.keep(self._handle, self._shown)
         return self._shown[offset : offset + size]
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -118,8 +130,8 @@ class OpenLines(OpenText):
     """A file that takes lines. A line may come in several writes, when it stands where a large
     write was cut; a write of less than a page ends its last line, newline or not."""
 
-    def __init__(self, declared: Lines, operator: Operator) -> None:
-        super().__init__(declared, operator)
+    def __init__(self, declared: Lines, operator: Operator, shown: Shown) -> None:
+        super().__init__(declared, operator, shown)
         self._lines = declared
         self._rest = b""
 

@@ -16,6 +16,7 @@ from cachefs.settings import Setting, Settings
 from cachefs.units import parse_seconds
 from cachefs.vfs.inodes import CONTROL_INODE, FIRST_CONTROL_FILE_INODE, NodeKind, Serials
 from cachefs.vfs.nodes import FixedDirectory, Node
+from cachefs.vfs.shown import Shown
 from cachefs.vfs.tree import Nodes
 
 Declaration = Text | Lines | Records
@@ -128,12 +129,12 @@ TABLE: tuple[Declaration, ...] = (
 
 
 def build(
-    operator: Operator, serials: Serials, gid: int | None
+    operator: Operator, serials: Serials, gid: int | None, shown: Shown
 ) -> tuple[FixedDirectory, list[Node], dict[int, Nodes]]:
     """The directory ``control/``, its fixed nodes, and the nodes of its record directories by
     their kind.
 
-    With *gid* the group may write what the owner may.
+    With *gid* the group may write what the owner may. *shown* keeps what is being read.
     """
     directory = FixedDirectory(CONTROL_INODE)
     nodes: list[Node] = [directory]
@@ -148,7 +149,7 @@ def build(
             )
             kinds[kind] = Nodes(node.find, node.names.forget)
         else:
-            node = ControlFile(declared, operator, inode, gid)
+            node = ControlFile(declared, operator, inode, gid, shown)
         directory.add(declared.name, node)
         nodes.append(node)
     return directory, nodes, kinds

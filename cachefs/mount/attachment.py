@@ -94,6 +94,11 @@ class Attachment:
         return unseal(self.inheritance.document)
 
     @property
+    def shown(self) -> int:
+        """The descriptor of what is being read of control files; -1 where nobody reads on."""
+        return self.inheritance.shown
+
+    @property
     def restarts(self) -> int:
         """How many workers this mount has had before."""
         return self.inheritance.restarts

@@ -24,6 +24,7 @@ from cachefs.mount.attachment import Attachment
 from cachefs.mount.filesystem import Filesystem, limits_of
 from cachefs.settings import RunningSettings, Settings
 from cachefs.sources import open_source
+from cachefs.vfs.shown import Shown
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ async def serve(
                     os.getpid(), time.time(), attachment.restarts, lambda: attachment.supervisor
                 ),
                 transport=TransportStatus(info.mode, info.passthrough, info.why),
+                shown=Shown(attachment.shown),
             )
             await Daemon(filesystem, attachment).run(serving)
             log.info("worker %d has left %s", os.getpid(), settings.mountpoint)

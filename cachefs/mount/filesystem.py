@@ -24,8 +24,9 @@ from cachefs.vfs.hits import Hits
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.images import Images
 from cachefs.vfs.inodes import IMAGES_INODE, ROOT_INODE, NodeKind, Serials, join
-from cachefs.vfs.nodes import FixedDirectory, Ownership, StatFS
+from cachefs.vfs.nodes import FixedDirectory, Node, Ownership, StatFS
 from cachefs.vfs.open_files import OpenFiles
+from cachefs.vfs.shown import Shown
 from cachefs.vfs.takeover import Takeover
 from cachefs.vfs.tree import Nodes, Tree, fixed
 
@@ -44,8 +45,9 @@ class Invalidations(Protocol):
 
 
 class Filesystem:
-    """The filesystem over *store*, fed from *source*. *operations* answer requests, *image_files*
-    are the transport's backing, *open_files* are what is open."""
+    """The filesystem over *store*, fed from *source*; *shown* is the mount's, where that outlives
+    this worker. *operations* answer requests, *image_files* are the transport's backing,
+    *open_files* are what is open."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Filesystem:
         *,
         worker: WorkerStatus,
         transport: TransportStatus,
+        shown: Shown | None = None,
     ) -> None:
         settings = running.current
         self._running = running
@@ -111,7 +114,7 @@ class Filesystem:
             worker=worker,
             transport=transport,
         )
-        tree = _tree(self._images, operator, serials, group_id(settings))
+        tree = _tree(self._images, build(operator, serials, group_id(settings), shown or Shown()))
         self.operations = Operations(tree, serials, self.open_files, self._statfs)
         self._takeover = Takeover(
             self.open_files,
@@ -195,8 +198,8 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(settings.max_size, settings.min_free)
 
 
-def _tree(images: Images, operator: Operator, serials: Serials, gid: int | None) -> Tree:
-    control, nodes, kinds = build(operator, serials, gid)
+def _tree(images: Images, built: tuple[FixedDirectory, list[Node], dict[int, Nodes]]) -> Tree:
+    control, nodes, kinds = built
     root = FixedDirectory(ROOT_INODE)
     root.add("images", images)
     root.add("control", control)

@@ -36,10 +36,11 @@ TOLD_WHY: Final = 78  # EX_CONFIG of sysexits.h
 @dataclass(frozen=True, slots=True)
 class Inheritance:
     """What a worker is started with. *control* is -1 until then; *device* and *table* are -1 where
-    the transport is plain; *document* has what the composition root hands over (see :func:`seal`).
-    *alive* and *claim* are held and not used: the writing end of the pipe *lifeline*, which hangs
-    up when neither the supervisor nor a worker is left, and what says that the cache directory is
-    in use."""
+    the transport is plain, and so is *shown*, what is being read of control files
+    (:mod:`cachefs.vfs.shown`); *document* has what the composition root hands over (see
+    :func:`seal`). *alive* and *claim* are held and not used: the writing end of the pipe
+    *lifeline*, which hangs up when neither the supervisor nor a worker is left, and what says that
+    the cache directory is in use."""
 
     info: TransportInfo
     mountpoint: str
@@ -47,6 +48,7 @@ class Inheritance:
     control: int = -1
     device: int = -1
     table: int = -1
+    shown: int = -1
     document: int = -1
     lifeline: int = -1
     alive: int = -1
@@ -59,7 +61,7 @@ class Inheritance:
     @property
     def descriptors(self) -> list[int]:
         """Those that the worker inherits."""
-        own = (self.control, self.device, self.table, self.document)
+        own = (self.control, self.device, self.table, self.shown, self.document)
         return [fd for fd in (*own, self.lifeline, self.alive, self.claim) if fd >= 0]
 
     def to_text(self) -> str:

@@ -64,6 +64,7 @@ from cachefs.supervise.protocol import (
 )
 from cachefs.transport.base import TransportInfo
 from cachefs.transport.open_table import OpenTable
+from cachefs.vfs import shown
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Supervisor:
         self._timeouts = timeouts or Timeouts()
         self._clock = clock
         self._on_ready = on_ready
-        self._device = self._table = -1
+        self._device = self._table = self._shown = -1
         self._document = seal(document)
         self._claim = claim
         self._lifeline, self._alive = os.pipe2(os.O_CLOEXEC)
@@ -396,6 +397,7 @@ class Supervisor:
             mounting.unmount(self._mountpoint)
         if self.info.mode == "relay":
             self._table = OpenTable.create()
+            self._shown = shown.create()
             self._device = fuse_device.open_device()
             mounting.mount(self._device, self._mountpoint, self._options)
 
@@ -406,6 +408,7 @@ class Supervisor:
             options=self._options,
             device=self._device,
             table=self._table,
+            shown=self._shown,
             document=self._document,
             lifeline=self._lifeline,
             alive=self._alive,
@@ -443,7 +446,7 @@ class Supervisor:
         if not self._unmounted and (self._device >= 0 or self._served):
             self._abort()
             self._detach()
-        own = (self._device, self._table, self._document, self._lifeline, self._alive)
-        for fd in (*own, self._wake_r, self._wake_w):
+        own = (self._device, self._table, self._shown, self._document)
+        for fd in (*own, self._lifeline, self._alive, self._wake_r, self._wake_w):
             if fd >= 0:
                 os.close(fd)

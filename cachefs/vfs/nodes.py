@@ -139,6 +139,9 @@ class OpenFile:
         None, and :meth:`read` is to be asked."""
         return None
 
+    def known_as(self, handle: int) -> None:
+        """The kernel knows it by this number, from now on or from an earlier worker."""
+
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """At most *size* bytes from *offset* on; fewer only at the end of the file.
 

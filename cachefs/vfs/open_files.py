@@ -86,6 +86,7 @@ class OpenFiles:
         grant = self._grants.get(handle)
         if grant is None:
             grant = self._grants[handle] = Grant(self, handle, file)
+            file.known_as(handle)
         grant.opens += opens
         return grant
 

@@ -25,6 +25,7 @@ from cachefs.mount.filesystem import Filesystem, limits_of
 from cachefs.settings import RunningSettings, Settings
 from cachefs.settings.setting import Given
 from cachefs.sources import Source
+from cachefs.vfs.shown import Shown, create
 
 DATA = Random(5).randbytes(5 * MIB + 17)
 
@@ -50,7 +51,12 @@ class Worker:
     """One worker of a mount, and the kernel that asks it."""
 
     def __init__(
-        self, settings: Settings, source: Source, mode: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        settings: Settings,
+        source: Source,
+        mode: str,
+        monkeypatch: pytest.MonkeyPatch,
+        shown: Shown,
     ) -> None:
         self.layout = Layout(settings.cache_dir)
         self.running = RunningSettings(settings, "mount", self.layout)
@@ -61,6 +67,7 @@ class Worker:
             source,
             worker=WorkerStatus(os.getpid(), 1.0),
             transport=TransportStatus(mode, False, "no kernel"),
+            shown=shown if mode == "relay" else None,
         )
         self.notifier = RecordingNotifier()
         self.filesystem.connect(self.notifier)
@@ -168,7 +175,17 @@ def held(source: FakeSource) -> FakeSource:
 
 
 @pytest.fixture
-def served(source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+def shown() -> Iterator[int]:
+    """The file of what is being read of control files, which outlives workers."""
+    fd = create()
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def served(
+    source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: int
+) -> Served:
     """``async with served() as worker``: a filesystem over *source* that answers while the block
     runs, at most :data:`PATIENCE` seconds. Keywords are settings by name, but for these: *mode* is
     the transport's, *images* what is cached before. With *first* it is the mount's first worker,
@@ -193,7 +210,7 @@ def served(source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             **settings,
         }
         given = {name: Given(value, "a test") for name, value in values.items()}
-        worker = Worker(Settings(given), origin, mode, monkeypatch)
+        worker = Worker(Settings(given), origin, mode, monkeypatch, Shown(shown))
         for image_id, data in images.items():
             worker.put(image_id, data)
         try:

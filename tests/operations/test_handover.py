@@ -15,6 +15,7 @@ from support.requests import Handle
 from cachefs.errors import ImageNotFoundError
 from cachefs.vfs.image_files import ImageFiles
 from cachefs.vfs.inodes import CONTROL_INODE, IMAGES_INODE, NodeKind, join
+from cachefs.vfs.shown import SLOT_BYTES
 
 from .conftest import DATA, MIB, Served, every_driver, refused, until
 
@@ -44,6 +45,48 @@ async def test_a_read_in_the_middle_through_another_worker_shows_the_rest(served
     async with served(first=False) as worker:
         assert await worker.ask.read(handle, 3) == b"456\n"
         await worker.ask.release(handle)
+
+
+@pytest.mark.parametrize("more", ["", "0"], ids=["shorter", "longer"])
+async def test_a_text_is_not_two_workers_texts(served: Served, more: str) -> None:
+    """As `cat` reads it: all there is, and then whether that was all."""
+    async with served(dies=True) as worker:
+        await worker.ask.echo("100M", "control/max_size")
+        handle = await worker.ask.open("control/max_size")
+        assert await worker.ask.read(handle) == b"100M\n"
+        other = await worker.ask.open("control/max_size")
+        assert await worker.ask.read(other, 0, 2) == b"10"
+    async with served(first=False) as worker:
+        await worker.ask.echo(f"7{more}{more}M", "control/max_size")
+        assert await worker.ask.read(handle, 5) == b""
+        assert await worker.ask.read(other, 2) == b"0M\n"
+        assert await worker.ask.read(handle) == f"7{more}{more}M\n".encode()
+        assert await worker.ask.read(handle, 5 + len(more)) == b""
+        for each in (handle, other):
+            await worker.ask.release(each)
+
+
+async def test_of_a_long_text_the_end_is_known_and_its_middle_is_stale(
+    served: Served, source: FakeSource
+) -> None:
+    names = [f"image-{number:05}" for number in range(SLOT_BYTES // 10)]
+    source.answer.clear()  # nothing leaves the queue
+    async with served(dies=True) as worker:
+        for name in names:
+            worker.store.enqueue(name)
+        whole, middle = [await worker.ask.open("control/enqueue") for _ in range(2)]
+        text = await worker.ask.read(whole, 0, MIB)
+        assert len(text) > SLOT_BYTES
+        assert await worker.ask.read(middle, 0, 4096) == text[:4096]
+        worker.store.unqueue(names[-1])
+    source.answer.clear()
+    async with served(first=False) as worker:
+        assert await worker.ask.read(whole, len(text)) == b""
+        with refused(errno.ESTALE):
+            await worker.ask.read(middle, 4096)
+        assert len(await worker.ask.read(middle, 0, 4096)) == 4096
+        for each in (whole, middle):
+            await worker.ask.release(each)
 
 
 async def test_a_control_file_of_an_earlier_worker_is_written_on(served: Served) -> None:
