@@ -47,8 +47,8 @@ async def test_a_read_in_the_middle_through_another_worker_shows_the_rest(served
         await worker.ask.release(handle)
 
 
-@pytest.mark.parametrize("more", ["", "0"], ids=["shorter", "longer"])
-async def test_a_text_is_not_two_workers_texts(served: Served, more: str) -> None:
+@pytest.mark.parametrize("new", ["7M", "70000M"], ids=["shorter", "longer"])
+async def test_a_text_is_not_two_workers_texts(served: Served, new: str) -> None:
     """As `cat` reads it: all there is, and then whether that was all."""
     async with served(dies=True) as worker:
         await worker.ask.echo("100M", "control/max_size")
@@ -57,11 +57,11 @@ async def test_a_text_is_not_two_workers_texts(served: Served, more: str) -> Non
         other = await worker.ask.open("control/max_size")
         assert await worker.ask.read(other, 0, 2) == b"10"
     async with served(first=False) as worker:
-        await worker.ask.echo(f"7{more}{more}M", "control/max_size")
+        await worker.ask.echo(new, "control/max_size")
         assert await worker.ask.read(handle, 5) == b""
         assert await worker.ask.read(other, 2) == b"0M\n"
-        assert await worker.ask.read(handle) == f"7{more}{more}M\n".encode()
-        assert await worker.ask.read(handle, 5 + len(more)) == b""
+        assert await worker.ask.read(handle) == f"{new}\n".encode()
+        assert await worker.ask.read(handle, len(new) + 1) == b""
         for each in (handle, other):
             await worker.ask.release(each)
 
