@@ -18,6 +18,8 @@ from typing import Final
 from cachefs.errors import SourceError
 from cachefs.image import Digest
 
+_UTF16 = codecs.getincrementaldecoder("utf-16")  # here, for :mod:`cachefs.sources.web`'s reason
+
 STRONGEST_FIRST: Final = (
     "sha512",
     "sha3_512",
@@ -209,7 +211,7 @@ def _as_utf8(pieces: Iterable[bytes]) -> Generator[bytes]:
         if len(head) < len(codecs.BOM_UTF8):
             continue
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            decoder = codecs.getincrementaldecoder("utf-16")("replace")
+            decoder = _UTF16("replace")
         head = head.removeprefix(codecs.BOM_UTF8)
         yield decoder.decode(head).encode() if decoder else head
         head = None

@@ -9,6 +9,7 @@ proxy is that of the environment, and trusted authorities are the system's or ``
 both as obstore has it.
 """
 
+import codecs
 import logging
 import ssl
 import threading
@@ -33,6 +34,10 @@ from urllib3.exceptions import (
 
 from cachefs.errors import SourceError, SourceTimeoutError, SourceUnreachableError
 from cachefs.sources.failures import bad_certificate
+
+# Of a host's name. A codec is a module, and one that cannot be read when it is first wanted, for
+# want of a descriptor say, is unknown for the life of the process (`encodings` remembers that).
+codecs.lookup("idna")
 
 PIECE: Final = 64 * 2**10
 
