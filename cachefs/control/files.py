@@ -110,7 +110,10 @@ class OpenText(OpenFile):
         if self._declared.show is None:
             raise NotPermittedError(f"{self._declared.name} is write-only")
         if offset and self._shown is None:
-            self._shown = self._kept.kept(self._handle, offset)
+            kept = self._kept.kept(self._handle, offset)
+            if kept == b"":  # its end, and all that is known of a long one
+                return kept
+            self._shown = kept
         if offset == 0 or self._shown is None:
             text = await trio.to_thread.run_sync(self._declared.show, self._operator)
             self._shown = text.encode()

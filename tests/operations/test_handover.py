@@ -82,8 +82,9 @@ async def test_of_a_long_text_the_end_is_known_and_its_middle_is_stale(
     source.answer.clear()
     async with served(first=False) as worker:
         assert await worker.ask.read(whole, len(text)) == b""
-        with refused(errno.ESTALE):
-            await worker.ask.read(middle, 4096)
+        for each in (whole, middle):
+            with refused(errno.ESTALE):
+                await worker.ask.read(each, 4096)
         assert len(await worker.ask.read(middle, 0, 4096)) == 4096
         for each in (whole, middle):
             await worker.ask.release(each)
